@@ -1,0 +1,116 @@
+"""Stages base and embed: what a careful person without Gradus would train on, and the texts' embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from curation.proxies import token_counts
+from curation.rows import features_schema
+from curation.select.compose import choose_rows, strata_of
+from curation.specs import Recipe
+from curation.strategies import Facts
+from flows.data import kept_rows, units
+from flows.run import Run
+from storage.artifacts import Draft, Lake, Ref
+from storage.shards import write_shard
+
+VERSION = "base_v1"
+EMBED_VERSION = "embed_v1"
+EMBED_SHARD_ROWS = 1024
+
+
+def base(run: Run, pool: Ref) -> Ref:
+    """The first base: the clean pool, cut to the budget by stratified random; published as dataset NAME@vN.
+
+    Reads: rows, ledger. Writes: base rows of every world; a dataset version. Costs: seconds.
+    Safe to rerun because the same base is found again by its content.
+    """
+    spec = {"budget": budget_spec(run.recipe), "seed": run.recipe.seed, "worlds": run.recipe.worlds, "kind": run.recipe.proxy.kind}
+
+    def compute(draft: Draft) -> None:
+        parts = [cut_to_budget(run.recipe, kept_rows(run.lake, pool, w), w) for w in units(run.recipe)]
+        draft.write_shard("all", {"rows": pl.concat(parts)})
+
+    ref = run.stage("base", VERSION, spec, [pool], compute)
+    if not run.reuse_only:
+        run.facts["version"] = publish(run, ref, "base", None, "base", str(pool))
+    return ref
+
+
+def budget_spec(recipe: Recipe) -> dict:
+    """The part of the budget that shapes sets of rows."""
+    return {"rows": recipe.budget.rows, "tokens": recipe.budget.tokens}
+
+
+def budget_rows(recipe: Recipe, tokens: np.ndarray, share: float = 1.0) -> int:
+    """Rows of a set: the recipe's rows, or as many average rows as its tokens buy; a share of it in a subsample."""
+    n = len(tokens)
+    if recipe.budget.rows is not None:
+        n = round(recipe.budget.rows * share)
+    if recipe.budget.tokens is not None:
+        n = min(n, int(recipe.budget.tokens * share / tokens.mean()))
+    return max(1, min(n, len(tokens)))
+
+
+def cut_to_budget(recipe: Recipe, rows: pl.DataFrame, *purpose: object, share: float = 1.0) -> pl.DataFrame:
+    """A stratified random draw of the budget from the rows; all of them when the budget is larger."""
+    tokens = token_counts(recipe.proxy, rows)
+    n = budget_rows(recipe, tokens, share)
+    if n >= len(rows):
+        return rows
+    strata = strata_of(rows["label"].to_list())
+    facts = Facts(np.zeros(len(rows), dtype=bool), np.zeros((len(rows), 1), dtype=np.float32))
+    at = choose_rows("random", facts, strata, tokens, n, n * float(tokens.mean()), recipe.seed, "base", *purpose)
+    return rows[np.sort(at).tolist()]
+
+
+def publish(run: Run, ref: Ref, strategy: str, parent: int | None, decision: str, evidence: str) -> int:
+    """The dataset version with these rows; of the embedded corpus world 0's, declared beforehand."""
+    rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
+    tokens = int(token_counts(run.recipe.proxy, rows).sum())
+    return run.lake.publish_dataset(run.recipe.name, rows, strategy, parent, decision, evidence, tokens, str(ref))
+
+
+def embed(run: Run, pool: Ref) -> Ref | None:
+    """Embeddings of all kept rows and suite items; None for a proxy without an encoder.
+
+    Reads: rows, suite items. Writes: embeddings by row_id and item_id. Costs: about 5 ms a short text and core.
+    Safe to rerun because finished shards of 1,024 texts are kept.
+    """
+    if run.recipe.proxy.kind != "head":
+        return None
+    spec = {"encoder": run.recipe.proxy.encoder}
+
+    def compute(draft: Draft) -> None:
+        texts = _texts(run.lake, pool)
+        starts = range(0, len(texts), EMBED_SHARD_ROWS)
+        jobs = {f"texts-{i:06d}": (str(run.lake.root), str(pool), run.recipe.proxy.encoder, i) for i in starts}
+        run.map_shards(draft, jobs, embed_shard, "embed")
+
+    return run.stage("embed", EMBED_VERSION, spec, [pool], compute)
+
+
+def _texts(lake: Lake, pool: Ref) -> pl.DataFrame:
+    rows = kept_rows(lake, pool).select("row_id", pl.col("prompt"))
+    items = lake.read(pool, "suite_items").select(pl.col("item_id").alias("row_id"), "prompt")
+    return pl.concat([rows, items]).unique("row_id", keep="first").sort("row_id")
+
+
+def embed_shard(work: Path, key: str, root: str, pool: str, encoder: str, start: int) -> None:
+    """Worker: embeds one shard of texts."""
+    from storage.encoders import embed as encode
+
+    texts = _texts(Lake(root, create=False), Ref.parse(pool))[start : start + EMBED_SHARD_ROWS]
+    vectors = encode(encoder, texts["prompt"].to_list())
+    n = len(texts)
+    frame = pl.DataFrame(
+        {"row_id": texts["row_id"], "proxy": [encoder] * n, "feature": vectors.astype(np.float16), "norm": [1.0] * n,
+         "nll": [None] * n, "el2n": [None] * n, "correct": [None] * n, "n_tokens": [None] * n},
+        schema=features_schema(vectors.shape[1]),
+    )
+    write_shard(work, key, {"embeddings": frame})
+
+

@@ -1,0 +1,96 @@
+"""What stages read from the lake: rows, suite items by use, embeddings, models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import torch
+
+from curation.proxies import Encoded, Reader, build_model, encode, frozen_copy, make_reader
+from curation.specs import Recipe
+from storage.artifacts import Lake, Ref
+from storage.models import bytes_to_tensors
+
+
+@dataclass(frozen=True)
+class SteerItems:
+    """Suite items that plans and selection may look at; nothing else can be made into one."""
+
+    frame: pl.DataFrame
+
+    def __post_init__(self) -> None:
+        if not self.frame["use"].is_in(["steer"]).all():
+            raise ValueError("only steer items may steer")
+
+
+def units(recipe: Recipe) -> list[int]:
+    """The worlds of the embedded corpus; [0] for a real one."""
+    return list(range(recipe.worlds)) if recipe.worlds else [0]
+
+
+def kept_rows(lake: Lake, ingest: Ref, world: int | None = None) -> pl.DataFrame:
+    """The pool: rows without a drop line, of one world when given, by row_id."""
+    drops = lake.read(ingest, "ledger", ["row_id", "decision"]).filter(pl.col("decision") == "drop")
+    rows = lake.scan(ingest, "rows")
+    if world is not None:
+        rows = rows.filter(pl.col("world") == world)
+    return rows.collect().join(drops, on="row_id", how="anti").sort("row_id")
+
+
+def items_of(lake: Lake, ingest: Ref, use: str, round: int, world: int | None = None) -> pl.DataFrame:
+    """Suite items of one use that are valid in this round (round 0: in every round)."""
+    items = lake.read(ingest, "suite_items").filter(pl.col("use") == use, pl.col("round").is_in([0, round]))
+    if world is not None:
+        items = items.filter(pl.col("world") == world)
+    return items.sort("suite", "item_id")
+
+
+def steer_items(lake: Lake, ingest: Ref, round: int, world: int | None = None) -> SteerItems:
+    """What plans and selection may see of the suites."""
+    return SteerItems(items_of(lake, ingest, "steer", round, world))
+
+
+@lru_cache(maxsize=4)
+def _vectors(root: str, ref: str) -> dict[str, np.ndarray]:
+    frame = Lake(root, create=False).read(Ref.parse(ref), "embeddings", ["row_id", "feature"])
+    return dict(zip(frame["row_id"].to_list(), feature_matrix(frame), strict=True))
+
+
+def embeddings(lake: Lake, ref: Ref | None) -> dict[str, np.ndarray] | None:
+    """row_id or item_id -> unit embedding; None when the proxy has no encoder."""
+    return None if ref is None else _vectors(str(lake.root), str(ref))
+
+
+def feature_matrix(frame: pl.DataFrame) -> np.ndarray:
+    """The `feature` column as (n, d) float32."""
+    d = frame.schema["feature"].size  # type: ignore[union-attr]
+    flat = frame["feature"].explode().to_numpy() if len(frame) else np.zeros(0)
+    return flat.astype(np.float32).reshape(-1, d)
+
+
+def reader_for(lake: Lake, recipe: Recipe, ingest: Ref, world: int, vectors: dict[str, np.ndarray] | None) -> Reader:
+    """How this pool's rows become tensors: one reader for all rounds and arms."""
+    width = len(next(iter(vectors.values()))) if vectors else 0
+    return make_reader(recipe.proxy, kept_rows(lake, ingest, world), width)
+
+
+def load_model(lake: Lake, recipe: Recipe, reader: Reader, ref: Ref, file: str) -> torch.nn.Module:
+    """A trained model from an artifact, frozen."""
+    return frozen_copy(build_model(recipe.proxy, reader, 0), bytes_to_tensors(lake.read_file(ref, file)))
+
+
+def encode_items(reader: Reader, items: pl.DataFrame, vectors: dict[str, np.ndarray] | None) -> Encoded:
+    """Suite items as tensors."""
+    return encode(reader, items, vectors, key="item_id")
+
+
+def subsample(recipe: Recipe, phase: str, replicate: int, row_ids: list[str]) -> np.ndarray:
+    """The rows of a replicate of a real corpus: a named draw without replacement, as sorted positions."""
+    from curation.randomness import generator
+
+    keep = round(recipe.decide.subsample * len(row_ids))
+    rng = generator(recipe.seed, "subsample", phase, replicate)
+    return np.sort(rng.choice(len(row_ids), keep, replace=False))

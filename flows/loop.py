@@ -1,0 +1,107 @@
+"""The whole product on one screen: every name on the left is an artifact in the lake, never a frame.
+
+Each line finds its artifact or makes it, so a run that was killed, or a recipe with one field changed, does
+only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from curation.decide.rule import stop_reason
+from curation.specs import Recipe
+from flows.base import base as publish_base
+from flows.base import embed
+from flows.decide import audit, decide, next_base, open_sealed, screen, wrong_share
+from flows.ingest import ingest
+from flows.run import Run
+from flows.score import score
+from flows.select import select
+from flows.synthesize import synthesize
+from flows.train import evaluate, train
+from storage.artifacts import Ref
+
+SATURATED = 0.05  # share of the candidates still wrong, under which there is nothing left to ask for
+
+
+def curate(run: Run) -> None:
+    """Runs the loop of a recipe to its end; progress, decisions and artifacts are in the run's record."""
+    recipe, call = run.recipe, run.call
+    pool = call(ingest, run)
+    base = call(publish_base, run, pool)
+    vectors = call(embed, run, pool)
+    decisions: list[str] = []
+    stopped = None
+    for round in range(1, recipe.budget.rounds + 1):
+        scores = call(score, run, round, pool, base, vectors)
+        new = call(synthesize, run, round, pool, base, scores)
+        strategy, why, replicates = _choose_strategy(run, round, pool, base, scores, new, vectors)
+        gates, arms = _confirming_arms(recipe, round, strategy)
+        # The first base is the stratified-random rule; a replicate redraws it. Later bases are cut by it.
+        common = (pool, base, scores, new, vectors, round == 1)
+        sets = call(select, run, round, "confirm", arms, replicates, *common)
+        trained = [a for a in arms if not (recipe.worlds and a == "previous")]
+        models = call(train, run, round, "confirm", trained, replicates, pool, base, sets, new, vectors)
+        facts = call(evaluate, run, round, "confirm", "judge", pool, models, scores, vectors)
+        call(audit, run, round, pool, base, scores, sets, new, vectors, ["previous", "candidate", *gates])
+        rivals = [a for a in arms if a not in ("candidate", "previous", *gates)]
+        verdict = call(decide, run, round, pool, base, models, scores, facts, strategy, why, gates, rivals)
+        full = sets if recipe.worlds or strategy is None else call(select, run, round, "full", {"candidate": strategy}, [0], *common)
+        base = call(next_base, run, round, pool, base, full, new, verdict)
+        decisions.append(run.lake.read(verdict, "decisions")["decision"][0])
+        stopped = stop_reason(decisions, recipe.budget.rounds - round, _saturated(run, new), _minutes_left(run))
+        if stopped:
+            break
+    run.facts["stop_reason"] = stopped
+    if any(suite.use == "sealed" for suite in recipe.suite):
+        shown = ["previous", "candidate", *gates]
+        seen = call(evaluate, run, round, "confirm", "sealed", pool, models, scores, vectors, shown)
+        call(open_sealed, run, round, pool, models, scores, seen, shown)
+
+
+def _choose_strategy(run: Run, round: int, pool: Ref, base: Ref, scores: Ref, new: Ref | None, vectors: Ref | None) -> tuple[str | None, str, list[int]]:
+    """The strategy to confirm, why, and its replicates: declared in the recipe, or the winner of a screen."""
+    spec, call = run.recipe.decide, run.call
+    if run.recipe.worlds:
+        return spec.fixed_strategy, "declared in the recipe", list(range(run.recipe.worlds))
+    if spec.fixed_strategy:
+        return spec.fixed_strategy, "declared in the recipe", list(range(spec.replicates or 8))
+    control = _control(run.recipe)
+    arms = {control: "random", **{s: s for s in run.recipe.select.strategies}}
+    replicates = list(range(spec.screen_replicates))
+    sets = call(select, run, round, "screen", arms, replicates, pool, base, scores, new, vectors, round == 1)
+    models = call(train, run, round, "screen", list(arms), replicates, pool, base, sets, new, vectors)
+    facts = call(evaluate, run, round, "screen", "steer", pool, models, scores, vectors)
+    choice = json.loads(run.lake.read_file(call(screen, run, round, pool, models, scores, facts, control), "choice.json"))
+    return choice["strategy"], choice["reason"], list(range(choice["replicates"]))
+
+
+def _control(recipe: Recipe) -> str:
+    """The gate control's name: rows drawn at random, or generated without a target."""
+    return "untargeted" if recipe.decide.work == "grow" else "random"
+
+
+def _confirming_arms(recipe: Recipe, round: int, strategy: str | None) -> tuple[list[str], dict[str, str]]:
+    """(gate controls, arm -> strategy). Rivals of a declared strategy are trained in the first round, never gates.
+
+    Rows of the embedded corpus have one length, so length-matched says nothing there that untargeted does not.
+    """
+    control = _control(recipe)
+    gates = [control] if recipe.worlds else [control, "length_matched"]
+    arms = {"previous": "previous", "candidate": strategy or "random", control: "random"}
+    if not recipe.worlds:
+        arms["length_matched"] = "length_matched"
+    if round == 1 and recipe.decide.fixed_strategy:
+        arms |= {s: s for s in recipe.select.strategies if s != strategy}
+    return gates, arms
+
+
+def _saturated(run: Run, new: Ref | None) -> bool:
+    share = wrong_share(run, new)
+    return share is not None and share < SATURATED
+
+
+def _minutes_left(run: Run) -> float | None:
+    limit = run.recipe.budget.minutes
+    return None if limit is None or run.reuse_only else limit - (time.time() - run.started) / 60
