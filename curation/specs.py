@@ -118,7 +118,7 @@ class Decide(Spec):
     work: Literal["grow", "choose"] = Field("choose", description="grow: base plus rows accepted this round; choose: a fresh draw of the budget from the pool")
     endpoint: Literal["accuracy", "p_correct"] = Field("accuracy", description="what is averaged over the OOD judge suites; fixed beforehand")
     smallest_gain_points: float = Field(2.0, gt=0, description="the smallest gain worth having")
-    replicates: int | None = Field(None, ge=1, description="confirming replicates, fixed; default: from the screen's spread")
+    replicates: int | None = Field(None, ge=1, le=20, description="confirming replicates, fixed; default: from the screen's spread")
     max_replicates: int = Field(12, ge=1, le=20, description="confirming replicates that the budget allows")
     screen_replicates: int = Field(4, ge=2)
     fixed_strategy: StrategyName | None = Field(None, description="skip the screen: this strategy is the candidate, declared beforehand")
@@ -132,7 +132,7 @@ class Recipe(Spec):
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: int = Field(7, ge=0)
-    worlds: int = Field(0, ge=0, le=64, description="embedded corpus: number of worlds, one a replicate; 0 for real corpora")
+    worlds: int = Field(0, ge=0, le=20, description="embedded corpus: number of worlds, one a replicate; 0 for real corpora")
     source: tuple[Source, ...]
     suite: tuple[Suite, ...]
     ingest: Ingest = Ingest()

@@ -1,7 +1,7 @@
 """The embedded corpus: seeded worlds of small text-to-text skills with exact verifiers.
 
-A row reads `<three filler words> <skill> <arguments> <letters>` and its answer is the rewritten letters, e.g.
-`mora tisu kela replace a c b a d a e` -> `b c d c e`. A *region* is a skill with its arguments. A world
+A row reads `<two filler words> <skill> <arguments> <letters>` and its answer is the rewritten letters, e.g.
+`mora tisu replace a c b a d a e` -> `b c d c e`. A *region* is a skill with its arguments. A world
 draws its own Zipf law over skills and over each skill's arguments, so that a few regions dominate and many are
 rare; a part of the argument combinations never occurs in the pool and makes the out-of-distribution suites
 (METHODS: only-if test-beds; measured settings of the embedded corpus).
@@ -19,7 +19,7 @@ from curation.randomness import generator
 
 LETTERS = "abcdefgh"
 N_LETTERS_IN_ROW = 5
-N_FILLERS_IN_ROW = 3
+N_FILLERS_IN_ROW = 2
 ZIPF_SKILLS = 1.3
 ZIPF_ARGUMENTS = 1.3
 ZIPF_FILLERS = 1.0

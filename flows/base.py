@@ -13,7 +13,7 @@ from curation.select.compose import choose_rows, strata_of
 from curation.specs import Recipe
 from curation.strategies import Facts
 from flows.data import kept_rows, units
-from flows.run import Run
+from flows.run import NotCached, Run
 from storage.artifacts import Draft, Lake, Ref
 from storage.shards import write_shard
 
@@ -35,8 +35,7 @@ def base(run: Run, pool: Ref) -> Ref:
         draft.write_shard("all", {"rows": pl.concat(parts)})
 
     ref = run.stage("base", VERSION, spec, [pool], compute)
-    if not run.reuse_only:
-        run.facts["version"] = publish(run, ref, "base", None, "base", str(pool))
+    run.facts["version"] = publish(run, ref, "base", None, "base", str(pool))
     return ref
 
 
@@ -69,6 +68,11 @@ def cut_to_budget(recipe: Recipe, rows: pl.DataFrame, *purpose: object, share: f
 
 def publish(run: Run, ref: Ref, strategy: str, parent: int | None, decision: str, evidence: str) -> int:
     """The dataset version with these rows; of the embedded corpus world 0's, declared beforehand."""
+    if run.reuse_only:
+        known = [v["version"] for v in run.lake.dataset_versions(run.recipe.name) if v["content_fp"] == str(ref)]
+        if not known:
+            raise NotCached("dataset")
+        return int(known[0])
     rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
     tokens = int(token_counts(run.recipe.proxy, rows).sum())
     return run.lake.publish_dataset(run.recipe.name, rows, strategy, parent, decision, evidence, tokens, str(ref))

@@ -12,7 +12,7 @@ from curation.decide.rule import alpha_for, choose_strategy, judge
 from curation.decide.statistics import confirming_replicates, detectable, sign_flip_p, t_interval
 from curation.evaluate.summarise import by_model, crossed_cells, paired, with_means
 from curation.logdet import unit_rows
-from curation.proxies import encode, layers_of
+from curation.proxies import encode, layers_of, token_counts
 from curation.randomness import key_of
 from curation.rows import COMPARISONS, DECISIONS, DIVERSITY
 from curation.score.gradients import row_gradients
@@ -68,7 +68,8 @@ def screen(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: 
         gains = {s: paired(summary, s, control, "ood_mean", endpoint) for s in recipe.select.strategies}
         strategy, why = choose_strategy(gains)
         sd = float(np.std(gains[strategy], ddof=1)) if strategy else 0.0
-        n = confirming_replicates(sd, recipe.decide.smallest_gain_points, alpha_for(0), recipe.decide.max_replicates)
+        alpha = next_level(run, judge_suites(items_of(run.lake, pool, "judge", round)))[1] or alpha_for(0)
+        n = confirming_replicates(sd, recipe.decide.smallest_gain_points, alpha, recipe.decide.max_replicates)
         tables = [compare_arms(summary, s, [control], round, "screen", alpha_for(0), endpoint) for s in recipe.select.strategies]
         choice = {"strategy": strategy, "reason": why, "replicates": recipe.decide.replicates or n}
         draft.write_shard("all", {"comparisons": pl.concat(tables)}, {"choice.json": json.dumps(choice, sort_keys=True).encode()})
@@ -124,16 +125,24 @@ def audit_sets(root: str, recipe: Recipe, round: int, refs: list[str], base: str
 
 def spend(run: Run, round: int, suites: str, key: str) -> float:
     """The level of this round's test, booked for ever: it depends on the streak of the dataset, across runs."""
-    booked = run.lake.alpha_spent(run.recipe.name)
-    own = [e for e in booked if e["key"] == key]
+    own = [e for e in run.lake.alpha_spent(run.recipe.name) if e["key"] == key]
     if own:
         return float(own[0]["alpha"])
-    wins = [v for v in run.lake.dataset_versions(run.recipe.name) if v["decision"] == "publish"]
-    streak = len(wins)
-    before = [e for e in booked if e["suite"] == suites and e["streak"] == streak]
-    alpha = alpha_for(len(before))
+    streak, alpha = next_level(run, suites)
     run.lake.spend_alpha(run.recipe.name, suites, streak, round, alpha, key)
     return alpha
+
+
+def next_level(run: Run, suites: str) -> tuple[int, float]:
+    """(streak, alpha) of the dataset's next test: a streak begins anew after each version that won."""
+    streak = sum(v["decision"] == "publish" for v in run.lake.dataset_versions(run.recipe.name))
+    before = [e for e in run.lake.alpha_spent(run.recipe.name) if e["suite"] == suites and e["streak"] == streak]
+    return streak, alpha_for(len(before))
+
+
+def judge_suites(items: pl.DataFrame) -> str:
+    """The name under which alpha is booked: the OOD judge suites together."""
+    return "+".join(sorted(items.filter(pl.col("distribution") == "ood")["suite"].unique()))
 
 
 def decide(run: Run, round: int, pool: Ref, base: Ref, models: Ref, scores: Ref, outcomes: Ref, strategy: str | None, why: str, gates: list[str], rivals: list[str]) -> Ref:
@@ -150,8 +159,7 @@ def decide(run: Run, round: int, pool: Ref, base: Ref, models: Ref, scores: Ref,
         items = items_of(run.lake, pool, "judge", round)
         frame = compared_models(run, models, scores)
         summary = summary_of(run, pool, frame, outcomes, "judge", round)
-        suites = "+".join(sorted(items.filter(pl.col("distribution") == "ood")["suite"].unique()))
-        alpha = spend(run, round, suites, str(draft.ref)) if strategy else 0.0
+        alpha = spend(run, round, judge_suites(items), str(draft.ref)) if strategy else 0.0
         everyone = [*gates, "previous", *rivals]
         comparisons = compare_arms(summary, "candidate", everyone, round, "confirm", alpha or alpha_for(0), endpoint)
         verdict = _judge(run, summary, outcomes, frame, items, gates, alpha) if strategy else None
@@ -210,13 +218,13 @@ def next_base(run: Run, round: int, pool: Ref, base: Ref, sets: Ref, new: Ref | 
     won = decision["decision"] == "publish"
     inputs = [r for r in (sets, new, verdict) if r is not None]
     ref = run.stage("base" if won else "unpublished", VERSION, {"round": round}, inputs, compute, round)
-    if not run.reuse_only:
-        before = run.facts.get("version")
-        if won:
-            run.facts["version"] = publish(run, ref, decision["strategy"], before, "publish", str(verdict))
-        else:
-            rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
-            run.lake.publish_candidate(recipe.name, rows, decision["strategy"], before, decision["decision"], str(verdict), 0, str(ref))
+    before = run.facts.get("version")
+    if won:
+        run.facts["version"] = publish(run, ref, decision["strategy"], before, "publish", str(verdict))
+    elif not run.reuse_only:
+        rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
+        tokens = int(token_counts(recipe.proxy, rows).sum())
+        run.lake.publish_candidate(recipe.name, rows, decision["strategy"], before, str(verdict), tokens, str(ref))
     return ref if won else base
 
 

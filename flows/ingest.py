@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from curation import world as worlds
 from curation.errors import DataError, UserError
 from curation.ingest.holdout import hold_out
 from curation.ingest.ledger import drops
+from curation.ingest.parse import Parsed
 from curation.ingest.pool import merge_copies, parse_batch, settle
 from curation.ingest.suites import build_suite_items, from_rows, overlap, parse_suite
-from curation.ingest.parse import Parsed
 from curation.rows import LEDGER, RECORDS, ROWS, SUITE_ITEMS
-from curation.specs import Recipe, Suite
+from curation.specs import Recipe, Source, Suite
 from flows.run import Run
 from storage.artifacts import Draft, Ref
 from storage.sources import expand, file_hash, read_batches
@@ -65,13 +67,23 @@ def _compute(run: Run, draft: Draft, files: dict[str, list]) -> None:
                 draft.write_shard(key, _embedded_world(run.recipe, index))
         return
     rows = _parse_sources(run, draft, files)
-    suite_items, held = _suites(run.recipe, files, rows)
-    left = rows.join(held.select("row_id"), on="row_id", how="anti")
-    check_pool(run.recipe, left, suite_items)
-    ledger = pl.concat([held, settle(left, suite_items, run.recipe.ingest)])
-    if len(ledger.filter(pl.col("decision") == "drop")) == len(rows):
+    draft.write_shard("settled", settle_pool(run.recipe, files, rows))
+
+
+def settle_pool(recipe: Recipe, files: dict[str, list], rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """`ledger` and `suite_items` of parsed rows; refuses an empty pool, a budget beyond it, overlapping suites."""
+    if not len(rows):
+        raise DataError("the corpus is empty: no record of the sources became a row; check [[source]] path and fields")
+    suite_items, held = _suites(recipe, files, rows)
+    left = rows.join(held.select("row_id"), on="row_id", how="anti", maintain_order="left")
+    _refuse_overlap(left, suite_items)
+    ledger = pl.concat([held, settle(left, suite_items, recipe.ingest)])
+    kept = len(rows) - len(ledger.filter(pl.col("decision") == "drop"))
+    if not kept:
         raise DataError(f"nothing is left of {len(rows)} rows after cleaning: {_reasons(ledger)}")
-    draft.write_shard("settled", {"ledger": ledger, "suite_items": suite_items})
+    if recipe.budget.rows and recipe.budget.rows > kept:
+        raise UserError(f"[budget] rows = {recipe.budget.rows} is more than the pool: {kept} of {len(rows)} rows are left after cleaning; lower it to {kept} or less")
+    return {"ledger": ledger, "suite_items": suite_items}
 
 
 def _reasons(ledger: pl.DataFrame) -> str:
@@ -115,23 +127,29 @@ def _embedded_suite(recipe: Recipe, law: worlds.World, suite: Suite) -> pl.DataF
 
 def _parse_sources(run: Run, draft: Draft, files: dict[str, list]) -> pl.DataFrame:
     """All rows, in source, file and position order; a finished file is a finished shard."""
-    parts, known = [], set()
+    parts, known = [ROWS.to_frame()], set()
     for number, source in enumerate(run.recipe.source):
         for file_number, path in enumerate(files[f"source/{source.name}"]):
             key = f"file-{number:03d}-{file_number:05d}"
             if key not in draft.done():
-                records, rows = [RECORDS.to_frame()], [ROWS.to_frame()]
-                for batch in read_batches(path, run.recipe.ingest.batch_rows):
-                    parsed = parse_batch(batch.items, source.name, batch.file, source.licence, "train", source.fields)
-                    more_records, more_rows = merge_copies(*parsed, known)
-                    known |= set(more_rows["row_id"])
-                    records.append(more_records)
-                    rows.append(more_rows)
-                _refuse_unparsable(run.recipe, source.name, path.name, pl.concat(records))
-                draft.write_shard(key, {"records": pl.concat(records), "rows": pl.concat(rows)})
+                records, rows = parse_file(run.recipe, source, path, known)
+                draft.write_shard(key, {"records": records, "rows": rows})
             parts.append(draft.read_shard(key, "rows"))
             known |= set(parts[-1]["row_id"])
     return pl.concat(parts)
+
+
+def parse_file(recipe: Recipe, source: Source, path: Path, known: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(records, rows) of one file; ids in `known` are copies of earlier files' rows. Refuses a file of junk."""
+    records, rows, here = [RECORDS.to_frame()], [ROWS.to_frame()], set(known)
+    for batch in read_batches(path, recipe.ingest.batch_rows):
+        parsed = parse_batch(batch.items, source.name, batch.file, source.licence, "train", source.fields)
+        more_records, more_rows = merge_copies(*parsed, here)
+        here |= set(more_rows["row_id"])
+        records.append(more_records)
+        rows.append(more_rows)
+    _refuse_unparsable(recipe, source.name, path.name, pl.concat(records))
+    return pl.concat(records), pl.concat(rows)
 
 
 def _refuse_unparsable(recipe: Recipe, source: str, file: str, records: pl.DataFrame) -> None:
@@ -167,12 +185,7 @@ def _suites(recipe: Recipe, files: dict[str, list], rows: pl.DataFrame) -> tuple
     return pl.concat(parts), pl.concat(held)
 
 
-def check_pool(recipe: Recipe, rows: pl.DataFrame, suite_items: pl.DataFrame) -> None:
-    """Refuses an empty pool, a budget larger than the pool, and a suite that is part of the pool."""
-    if not len(rows):
-        raise DataError("the corpus is empty: no record of the sources became a row")
-    if recipe.budget.rows and recipe.budget.rows > len(rows):
-        raise UserError(f"[budget] rows = {recipe.budget.rows} is more than the pool has ({len(rows)} rows before cleaning); lower it")
+def _refuse_overlap(rows: pl.DataFrame, suite_items: pl.DataFrame) -> None:
     for suite, share in sorted(overlap(suite_items, rows).items()):
         if share > MAX_OVERLAP:
             raise UserError(

@@ -277,7 +277,7 @@ class Lake:
             return draft.publish()
 
     def dataset_versions(self, name: str) -> list[dict[str, Any]]:
-        """Manifests of a dataset's versions, oldest first, each with `version`."""
+        """Manifests of a dataset's versions, oldest first, each with `version`, and `rows` as a number."""
         return ledger.dataset_versions(self.root, name)
 
     def dataset(self, name: str, version: int) -> pl.DataFrame:

@@ -69,6 +69,8 @@ def build_catalog(lake: Lake) -> Path:
     ):
         for leftover in path.parent.glob(".catalog.*.building*"):
             leftover.unlink()
+        if path.parent == lake.root:
+            shards.sweep(lake.root)
         aside = path.with_name(f".catalog.{os.getpid()}.{secrets.token_hex(4)}.building")
         try:
             with duckdb.connect(aside, config={"threads": _threads()}) as connection:
@@ -296,14 +298,13 @@ def query(lake: Lake, sql: str) -> pl.DataFrame:
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UserError(
-                    "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and changes "
-                    f"nothing; got: {', '.join(s.type.name for s in statements) or 'no statement'}"
+                    "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and "
+                    f"changes nothing; got: {', '.join(s.type.name for s in statements) or 'no statement'}"
                 )
-            return pl.DataFrame(connection.execute(statements[0]).to_arrow_table())
+            found = pl.DataFrame(connection.sql(sql).to_arrow_table())
+            return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
         except duckdb.IOException as error:
-            raise DataError(
-                f"a file of the lake cannot be read: {error}; `gradus doctor` says which artifact"
-            ) from error
+            raise DataError(f"the lake lost a file: {error}; `gradus doctor` names the artifact") from error
         except duckdb.Error as error:
             raise UserError(
                 f"{error}\nviews and macros: `show tables`, `describe rows`, explain_row(id)"

@@ -29,11 +29,10 @@ def dataset_numbers(root: Path, name: str) -> list[int]:
 
 
 def dataset_versions(root: Path, name: str) -> list[dict[str, Any]]:
-    """Manifests of the versions of a dataset, oldest first, each with `version` and the number of `rows`."""
+    """Manifests of the versions of a dataset, oldest first, each with `version`, and `rows` as a number."""
     refs = [Ref("dataset", name, f"v{number}") for number in dataset_numbers(root, name)]
-    return [
-        {**shards.read_json(artifact_folder(root, ref) / MANIFEST), "version": ref.version} for ref in refs
-    ]
+    found = [(ref.version, shards.read_json(artifact_folder(root, ref) / MANIFEST)) for ref in refs]
+    return [{**facts, "version": version, "rows": facts["rows"]["rows"]} for version, facts in found]
 
 
 def publish_dataset(root: Path, name: str, frame: pl.DataFrame, facts: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""What an artifact is made of (its manifest, its parents, does a recomputation agree), and a row's way in SQL."""
+"""What an artifact is made of: its manifest, its parents, does a recomputation agree; a row's way in SQL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def describe(ref: Ref, manifest: Mapping[str, Any], counts: dict[str, Any], fold
     rows: dict[str, int] = {}
     for table in tables:
         parts = [path for path in files if path.parent.name == table]
-        schemas = [{k: str(v) for k, v in pl.read_parquet_schema(path).items()} for path in parts]
+        schemas = [_schema_text(path) for path in parts]
         odd = next((i for i, other in enumerate(schemas) if other != schemas[0]), None)
         if odd is not None:
             raise DataError(
@@ -40,6 +40,11 @@ def describe(ref: Ref, manifest: Mapping[str, Any], counts: dict[str, Any], fold
         "counts": counts,
         "files": {f"{path.parent.name}/{path.name}": shards.digest_of(path) for path in files},
     }
+
+
+def _schema_text(path: Path) -> dict[str, str]:
+    schema = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema()
+    return {column: str(dtype) for column, dtype in schema.items()}
 
 
 def _height(path: Path) -> int:

@@ -9,8 +9,9 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,15 @@ def move_folder(aside: Path, target: Path) -> bool:
     return True
 
 
+def sweep(root: Path) -> None:
+    """Removes what killed processes left beside entries: their unfinished files, an hour old or more."""
+    for folder in (".", "runs", "reports", "costs/*", "alpha/*", "openings/*"):
+        for path in root.glob(f"{folder}/.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; `DataError` that names the file when it is not JSON."""
     try:
@@ -210,7 +220,7 @@ def read_parquet(paths: list[Path], columns: list[str] | None = None) -> pl.Data
     """Frames of these files, one after another; `DataError` names a file that is missing or damaged."""
     try:
         return pl.concat([_read_one(path, columns) for path in paths], rechunk=False)
-    except pl.exceptions.ShapeError as error:
+    except (pl.exceptions.ShapeError, pl.exceptions.SchemaError) as error:
         raise DataError(f"{paths[0].parent} has files of different schemas: {error}") from error
 
 

@@ -122,7 +122,8 @@ def read_batches(path: Path, batch_rows: int, name: str | None = None) -> Iterat
 
     Parquet, JSONL, JSON (an array), CSV, TSV or text (one row a line), gzip or not; content wins where the
     suffix lies. A record that is none has a reason: `unparsable`, `blank`, `not_an_object`, `bad_utf8`,
-    `ragged`, or `truncated` (the last one of a file that ends early). `DataError` when the file has no records at all.
+    `ragged`, or `truncated` (the last one of a file that ends early). `DataError` when the file has no
+    records at all.
     """
     name = name or path.name
     records = iter(_READERS[_format(path)](path))
@@ -142,7 +143,7 @@ def _open(path: Path):
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, unpacked where they are gzip, whatever the suffix; _TruncatedError at a broken end."""
+    """The file's bytes, unpacked where they are gzip; _TruncatedError at a broken end."""
     with _open(path) as file:
         chunk = file.read(PACKED_CHUNK_BYTES)
         if chunk[:2] != b"\x1f\x8b":

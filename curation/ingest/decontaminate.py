@@ -17,8 +17,9 @@ def decontaminate(
 
     `contaminated_exact`: the same text, whatever the answer. `contaminated_ngram`: a shared run of so many
     words (value: words in the run; shorter items of 6 words and more count whole). `contaminated_near`: a
-    near-duplicate with the same answer and label (off at a Jaccard threshold of 1). The text is the prompt, or
-    the response where there is none. The twin is `suite/item_id`; of a sealed suite only `sealed:suite_hash`.
+    near-duplicate with the same answer and label (off at a Jaccard threshold of 1). The text is the prompt,
+    or the response where there is none. The twin is `suite/item_id`; of a sealed suite only
+    `sealed:suite_hash`.
     """
     found: list[Drop] = []
     row_keys, item_keys = (

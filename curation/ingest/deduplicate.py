@@ -10,7 +10,7 @@ from curation.ingest.near import near_twins
 
 
 def deduplicate(rows: pl.DataFrame, near_duplicate_jaccard: float) -> pl.DataFrame:
-    """Ledger lines for `duplicate_normalized` and `near_duplicate` rows; the earliest in the order given stays.
+    """Ledger lines for `duplicate_normalized` and `near_duplicate` rows; the earliest row stays.
 
     Rows are the same when text, answer, label and world agree in their match keys; near when only the texts
     differ and their 5-character shingles have at least this Jaccard similarity (1 turns it off). So a

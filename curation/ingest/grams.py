@@ -19,19 +19,25 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class GramIndex:
-    """The runs of words of the items: by length, sorted hashes and where each first occurs in `words`."""
+    """The runs of words of the items: by length, sorted hashes and where each first occurs in `words`.
+
+    `anchors`: hash of a run -> (start in `words`, words before the run, words) of items to be found whole.
+    """
 
     vocabulary: dict[str, int]
     words: Ids
     item_at: Ids
     runs: dict[int, tuple[Hashes, Ids]]
+    n_words: int
+    anchors: dict[int, list[tuple[int, int, int]]]
 
 
 def index_grams(texts: Sequence[str], n_words: int) -> GramIndex:
     """The index of all runs of `n_words`; an item of 6 to n-1 words counts as one run.
 
     Runs that more than 2 items share are left out: they are a template or a passage and tell no item from
-    another. A copy of an item is found all the same, by the runs that reach into what is its own.
+    another. A copy of an item is found by the runs that reach into what is its own; an item of shared runs
+    only is looked for whole.
     """
     vocabulary: dict[str, int] = {}
     split = [text.split() for text in texts]
@@ -47,11 +53,13 @@ def index_grams(texts: Sequence[str], n_words: int) -> GramIndex:
             starts = starts[sizes[item_at[starts]] == length]
         if len(starts):
             runs[length] = _unshared(hashes[starts], starts, item_at)
-    return GramIndex(vocabulary, words, item_at, runs)
+    return GramIndex(
+        vocabulary, words, item_at, runs, n_words, _anchors(words, item_at, sizes, n_words, runs)
+    )
 
 
 def first_shared(index: GramIndex, texts: Sequence[str]) -> dict[int, tuple[int, int]]:
-    """Index of each text that shares a run -> (index of the item, words in the run); the longest, then first."""
+    """Index of each text that shares a run -> (index of the item, words in the run), the longest run."""
     found: dict[int, tuple[int, int]] = {}
     known = index.vocabulary
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -60,6 +68,8 @@ def first_shared(index: GramIndex, texts: Sequence[str]) -> dict[int, tuple[int,
         for length in sorted(index.runs, reverse=True):
             for at, origin in _hits(index, ids, length):
                 found.setdefault(start + int(text_at[at]), (int(index.item_at[origin]), length))
+        for at, item, size in _whole_hits(index, ids):
+            found.setdefault(start + int(text_at[at]), (item, size))
     return found
 
 
@@ -88,6 +98,38 @@ def _unshared(hashes: Hashes, starts: Ids, item_at: Ids) -> tuple[Hashes, Ids]:
     unique, first = np.unique(hashes, return_index=True)
     keep = items <= MOST_SHARED_ITEMS
     return distinct[keep], starts[first[np.isin(unique, distinct[keep])]]
+
+
+def _anchors(
+    words: Ids, item_at: Ids, sizes: Ids, n_words: int, runs: dict[int, tuple[Hashes, Ids]]
+) -> dict[int, list[tuple[int, int, int]]]:
+    """Items longer than a run that no run of their own tells apart, by the one of their runs that is rarest."""
+    hashes, starts = _windows(words, n_words)
+    hashes, items = hashes[starts], item_at[starts]
+    own = np.isin(hashes, runs[n_words][0]) if n_words in runs else np.zeros(len(starts), dtype=bool)
+    lost = (sizes > n_words) & ~np.isin(np.arange(len(sizes)), items[own])
+    begins = np.concatenate([[0], np.cumsum(sizes + 1)])
+    _, of, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    anchors: dict[int, list[tuple[int, int, int]]] = {}
+    for item in np.flatnonzero(lost):
+        mine = slice(*np.searchsorted(items, [item, item + 1]))
+        rarest = int(np.argmin(counts[of[mine]]))
+        place = (int(begins[item]), int(starts[mine][rarest] - begins[item]), int(sizes[item]))
+        anchors.setdefault(int(hashes[mine][rarest]), []).append(place)
+    return anchors
+
+
+def _whole_hits(index: GramIndex, ids: Ids) -> list[tuple[int, int, int]]:
+    """(place in ids, item, words) of the items found whole."""
+    hashes, starts = _windows(ids, index.n_words)
+    known = np.array(sorted(index.anchors), dtype=np.uint64)
+    found: list[tuple[int, int, int]] = []
+    for at in starts[np.isin(hashes[starts], known)].tolist():
+        for begin, before, size in index.anchors[int(hashes[at])]:
+            first = at - before
+            if first >= 0 and np.array_equal(ids[first : first + size], index.words[begin : begin + size]):
+                found.append((at, int(index.item_at[begin]), size))
+    return found
 
 
 def _hits(index: GramIndex, ids: Ids, length: int) -> list[tuple[int, int]]:

@@ -24,7 +24,8 @@ def hold_out(
     """True for the rows held out, never more than `share` of a label; the same rows for any order of them.
 
     `clusters`: TF-IDF, SVD and k-means within each label; whole clusters go, in random order, while they fit.
-    `rows`: at random within each label. A label with fewer than 10 rows keeps them all; no label is one label.
+    `rows`: at random within each label. A label with fewer than 10 rows keeps them all; no label is one
+    label.
     """
     keys = keys_of(rows).with_row_index("at").sort("row_id")
     held = np.zeros(rows.height, dtype=bool)
@@ -58,7 +59,9 @@ def _text_clusters(texts: list[str], share: float, state: int) -> NDArray[np.int
         else terms.toarray()
     )
     wanted = int(np.ceil(CLUSTERS_A_SHARE / share))
-    clusters = max(2, min(wanted, len(texts) // LEAST_ROWS_A_CLUSTER, len(np.unique(np.asarray(dense), axis=0))))
+    clusters = max(
+        2, min(wanted, len(texts) // LEAST_ROWS_A_CLUSTER, len(np.unique(np.asarray(dense), axis=0)))
+    )
     return KMeans(clusters, n_init=1, random_state=state).fit_predict(dense)  # type: ignore[return-value]
 
 

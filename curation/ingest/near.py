@@ -1,10 +1,10 @@
 """Near-duplicates of texts: exact, for any pair as similar as the threshold or more.
 
-Shingles are runs of 5 characters, held as 64-bit hashes (two different ones collide once in 2^64). Two texts with
-a Jaccard similarity of t share one of the (1 - t) rarest of their shingles (prefix filter of Bayardo, Ma and
-Srikant 2007), which finds the candidates even where one template fills the corpus and LSH bands would put all
-rows together; MinHash sketches discard most of them, the true Jaccard similarity decides. Rows are taken in their
-order and compared with rows kept so far, so a twin is itself kept and as similar as said.
+Shingles are runs of 5 characters, held as 64-bit hashes (two different ones collide once in 2^64). Two texts
+with a Jaccard similarity of t share one of the (1 - t) rarest of their shingles (prefix filter of Bayardo,
+Ma and Srikant 2007), which finds the candidates even where one template fills the corpus and LSH bands would
+put all rows together; MinHash sketches discard most of them, the true Jaccard similarity decides. Rows are
+taken in their order and compared with rows kept so far, so a twin is itself kept and as similar as said.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _digests(shingles: list[Hashes]) -> NDArray[np.uint32]:
 
 
 def _rare_shingles(shingles: list[Hashes], group: NDArray[np.int64], threshold: float) -> list[list[int]]:
-    """Of each text the rarest shingles, of which it shares at least one with any similar text of its group."""
+    """Of each text the rarest shingles, one of which any similar text of its group has too."""
     salts = group.astype(np.uint64) * _MIX
     mask = np.uint64(TABLE_SIZE - 1)
     table = np.zeros(TABLE_SIZE, dtype=np.int64)

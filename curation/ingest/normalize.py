@@ -21,8 +21,8 @@ _ANSWER_ENDS = " .,;:!?\"'\u2018\u2019\u201c\u201d"
 def normalize(text: str) -> str:
     """The text in NFC with LF line ends, no invisible or control characters, single spaces, lines trimmed.
 
-    Tabs inside lines and line breaks stay; the joiners U+200C and U+200D stay between letters that are not ASCII
-    (Persian, Indic scripts, emoji); lone surrogates become U+FFFD.
+    Tabs inside lines and line breaks stay; the joiners U+200C and U+200D stay between letters that are not
+    ASCII (Persian, Indic scripts, emoji); lone surrogates become U+FFFD.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", _LONE_SURROGATES.sub("\ufffd", text))

@@ -34,9 +34,10 @@ class _RefusedError(Exception):
 def map_record(record: dict[str, Any], fields: FieldMap) -> Parsed | str:
     """The record's prompt, response, label, cluster and meta (JSON), raw; or a reason.
 
-    Reasons: `missing_field` (absent or null), `empty` (no visible character), `wrong_type` (no text or number).
-    Without a field map: `messages` is a chat; `instruction` with `input` is one prompt; a prompt with a label and
-    no response is a classification row; `text` alone (or a mapped prompt alone) is a text-only row.
+    Reasons: `missing_field` (absent or null), `empty` (no visible character), `wrong_type` (no text or
+    number). Without a field map: `messages` is a chat; `instruction` with `input` is one prompt; a prompt
+    with a label and no response is a classification row; `text` alone (or a mapped prompt alone) is a
+    text-only row.
     """
     try:
         used: set[str] = set()
@@ -136,7 +137,7 @@ def _pair(record: dict[str, Any], fields: FieldMap, label: str | None, used: set
 
 
 def _chat_of(record: dict[str, Any], fields: FieldMap, used: set[str]) -> tuple[str, str] | None:
-    """The turns before as `role: content` lines, and the last assistant answer; None where this is no chat."""
+    """The turns before as `role: content` lines, and the last assistant answer; None for no chat."""
     if fields.messages:
         turns = _named(record, fields.messages, used)
     elif not fields.prompt and not fields.response and isinstance(record.get("messages"), list):

@@ -78,10 +78,11 @@ def _clean(parsed: Parsed) -> tuple[str, str, str | None] | str:
 def merge_copies(
     records: pl.DataFrame, rows: pl.DataFrame, known: Set[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The batch without the rows whose ids are `known` from earlier batches; their records become `exact_copy`.
+    """The batch without the rows whose ids are `known` from earlier batches; their records become
+    `exact_copy`.
 
-    Add the ids of the rows returned to `known` before the next batch. Batches in source and file order give the
-    same rows however they are cut.
+    Add the ids of the rows returned to `known` before the next batch. Batches in source and file order give
+    the same rows however they are cut.
     """
     seen = [name for name in rows["row_id"].to_list() if name in known]
     if not seen:

@@ -85,9 +85,7 @@ def _distinct(parsed: Sequence[Parsed], world: int) -> pl.DataFrame:
         "item_id", pl.col("cluster"), nulls_last=True
     )
     items = items.unique("item_id", keep="first", maintain_order=True)
-    first = keys_of(items, "item_id").select(
-        pl.col("item_id").first().over(KEY_COLUMNS) == pl.col("item_id")
-    )
+    first = keys_of(items, "item_id").select(pl.col("item_id").first().over(KEY_COLUMNS) == pl.col("item_id"))
     return items.filter(first.to_series())
 
 

@@ -52,6 +52,6 @@ def fit(spec: Proxy, reader: Reader, rows: Encoded, seed: int, steps: int | None
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if step >= 0.9 * steps:
+        if step >= int(0.9 * steps):
             tail.append(loss.item())
     return Fitted(model.eval(), steps, int(lengths[order].sum()), float(np.mean(tail)))

@@ -4,8 +4,9 @@ python tests/benchmarks/judge.py [--quick] [--seed N]     (about two minutes; qu
 
 A null cell passes at or under the 99 % binomial bound of its own level: 2/64 for one round, 3/64 for a
 streak. A power cell passes within 2.6 standard errors of theory. A mutant passes when it is caught.
-Reported cells have no verdict. A bound is passed by chance in 1 % of sound cells: before blaming the rule,
-look whether another seed shows the same cell. Exit status 1 when a cell fails; the last line is JSON.
+Reported cells have no verdict. A sound null cell exceeds its bound by chance with one seed in a hundred:
+before blaming the rule, look whether another seed shows the same cell. Exit status 1 when a cell fails; the
+last line is JSON.
 """
 
 from __future__ import annotations

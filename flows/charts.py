@@ -1,0 +1,265 @@
+"""Charts of the report as inline SVG: every text is escaped here, colours come from the page's classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+from markupsafe import Markup
+
+WIDTH = 360  # user units; about one CSS pixel each on a phone, so that text stays readable
+ROW = 42
+MARKS = {"candidate": "diamond", "control": "square"}
+
+
+def tag(name: str, *content: str, **attributes: Any) -> Markup:
+    """An element; attribute values and plain strings are escaped, `class_` is class, `_` is a hyphen."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, Markup("").join(content))
+
+
+def text(x: float, y: float, words: str, class_: str = "", anchor: str | None = None) -> Markup:
+    """A line of text at x, y."""
+    return tag("text", words, x=num(x), y=num(y), class_=class_ or None, text_anchor=anchor)
+
+
+def num(value: float) -> str:
+    """A coordinate with at most one digit after the point."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A signed number with a true minus; `?` when unknown."""
+    if value is None or value != value:
+        return "?"
+    written = f"{abs(value):.{digits}f}"
+    return written if not float(written) else f"{'+' if value > 0 else '−'}{written}"
+
+
+def plain(value: float | None, digits: int = 1) -> str:
+    """An unsigned number with a true minus; `?` when unknown."""
+    return signed(value, digits).removeprefix("+")
+
+
+def probability(p: float | None) -> str:
+    """A p value in two significant digits."""
+    if p is None or p != p:
+        return "?"
+    return "1" if p >= 0.995 else f"{p:.2g}".removeprefix("0")
+
+
+def limits(low: float | None, high: float | None) -> str:
+    """An interval; words when there is none."""
+    if low is None or low != low:
+        return "[no interval]"
+    return f"[{plain(low)}, {plain(high)}]"
+
+
+def svg(height: float, label: str, *content: str, class_: str = "", width: float = WIDTH) -> Markup:
+    """A chart that fills its box, named for those who do not see it."""
+    box = f"0 0 {num(width)} {num(height)}"
+    return tag("svg", *content, viewBox=box, role="img", aria_label=label, class_=f"chart {class_}".strip())
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round positions between low and high."""
+    span = high - low
+    if not span > 0 or not math.isfinite(span):
+        return [low] if math.isfinite(low) else [0.0]
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= about)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def domain(values: Iterable[float | None], include: Sequence[float] = ()) -> tuple[float, float]:
+    """Limits around the finite values, with a little air."""
+    known = [v for v in values if v is not None and math.isfinite(v)] + list(include)
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    air = 0.04 * (high - low) or 1.0
+    return low - air, high + air
+
+
+def mark(kind: str, x: float, y: float) -> Markup:
+    """The mean: a diamond for the candidate, a square for a control, a circle for the others."""
+    shape = MARKS.get(kind, "circle")
+    if shape == "circle":
+        return tag("circle", cx=num(x), cy=num(y), r="4.5", class_=f"mean {kind}")
+    if shape == "square":
+        return tag("rect", x=num(x - 4.2), y=num(y - 4.2), width="8.4", height="8.4", class_=f"mean {kind}")
+    points = f"{num(x)},{num(y - 6)} {num(x + 6)},{num(y)} {num(x)},{num(y + 6)} {num(x - 6)},{num(y)}"
+    return tag("polygon", points=points, class_=f"mean {kind}")
+
+
+def interval_rows(rows: Sequence[Mapping[str, Any]], label: str, zero: bool = False) -> Markup:
+    """One row an arm: name and figures, mean with interval, and a dot for every replicate.
+
+    rows: `label`, `figure`, `kind` (CSS class), `mean`, `low`, `high`, `dots` [(replicate, value, title)]; a row
+    without a mean keeps its place, so that two charts side by side line up. zero: draw the line of no difference.
+    """
+    values = [v for r in rows for v in (r["mean"], r["low"], r["high"], *(d[1] for d in r["dots"]))]
+    low, high = domain(values, (0.0,) if zero else ())
+
+    def at(v: float) -> float:
+        return 8 + (v - low) / (high - low) * (WIDTH - 16)
+
+    bottom = ROW * len(rows) + 4
+    parts = [_axis(ticks(low, high), at, bottom)]
+    if zero:
+        parts.append(tag("line", x1=num(at(0)), x2=num(at(0)), y1="0", y2=num(bottom), class_="zero"))
+    for number, row in enumerate(rows):
+        parts += _interval_row(row, ROW * number, at)
+    return svg(bottom + 20, label, *parts, class_="rows")
+
+
+def _axis(places: Sequence[float], at: Any, bottom: float) -> Markup:
+    step = places[1] - places[0] if len(places) > 1 else 1.0
+    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
+    parts = []
+    for value in places:
+        x = at(value)
+        parts.append(tag("line", x1=num(x), x2=num(x), y1="0", y2=num(bottom), class_="grid"))
+        anchor = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
+        parts.append(text(x, bottom + 14, plain(value, digits), "tick", anchor))
+    return Markup("").join(parts)
+
+
+def _interval_row(row: Mapping[str, Any], top: float, at: Any) -> list[Markup]:
+    parts = [
+        text(0, top + 13, str(row["label"]), f"name {row['kind']}"),
+        text(WIDTH, top + 13, str(row["figure"]), "figure", "end"),
+    ]
+    if row["mean"] is None:
+        return parts
+    y = top + 24
+    if row["low"] is not None and math.isfinite(row["low"]):
+        parts.append(
+            tag("line", x1=num(at(row["low"])), x2=num(at(row["high"])), y1=num(y), y2=num(y),
+                class_=f"bar {row['kind']}")
+        )
+    parts.append(mark(row["kind"], at(row["mean"]), y))
+    for replicate, value, title in row["dots"]:
+        parts.append(
+            tag("circle", tag("title", title), cx=num(at(value)), cy=num(y + 11), r="2.8",
+                class_=f"dot r{int(replicate)} {row['kind']}")
+        )
+    return parts
+
+
+def lollipops(rows: Sequence[Mapping[str, Any]], label: str, ceiling: float | None = None) -> Markup:
+    """One row a set: name and figure over a bar from zero; the ceiling is a dashed line.
+
+    rows: `label`, `figure`, `kind`, `value`.
+    """
+    top = max([r["value"] for r in rows if math.isfinite(r["value"])] + [ceiling or 0.0, 1e-12])
+    parts, bottom = [], 30 * len(rows)
+    for number, row in enumerate(rows):
+        y = 30 * number
+        length = max(0.0, row["value"]) / top * (WIDTH - 2) if math.isfinite(row["value"]) else 0.0
+        parts += [
+            text(0, y + 12, row["label"], f"name {row['kind']}"),
+            text(WIDTH, y + 12, row["figure"], "figure", "end"),
+            tag("rect", x="0", y=num(y + 17), width=num(WIDTH), height="6", rx="3", class_="track"),
+            tag("rect", x="0", y=num(y + 17), width=num(length), height="6", rx="3", class_=f"fill {row['kind']}"),
+        ]
+    if ceiling:
+        x = num(ceiling / top * (WIDTH - 2))
+        parts.append(tag("line", x1=x, x2=x, y1="15", y2=num(bottom), class_="ceiling"))
+    return svg(bottom, label, *parts, class_="rows")
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], label: str, log: bool) -> Markup:
+    """Bars of equal width (on a log scale when `log`; edges are then powers of ten); hover gives the counts."""
+    width, height = 300.0, 110.0
+    most, step = max([*counts, 1]), width / max(1, len(counts))
+    parts = []
+    for i, count in enumerate(counts):
+        tall = count / most * (height - 8)
+        title = tag("title", f"{scale(edges[i], log)} to {scale(edges[i + 1], log)}: {count:,} rows")
+        parts.append(
+            tag("rect", title, x=num(i * step + 0.5), y=num(height - tall), width=num(step - 1),
+                height=num(tall), class_="column")
+        )
+    parts.append(tag("line", x1="0", x2=num(width), y1=num(height), y2=num(height), class_="base"))
+    low, high = edges[0], edges[-1]
+    places = [float(k) for k in range(math.ceil(low), math.floor(high) + 1)] if log else ticks(low, high, 4)
+    for value in places[:: max(1, math.ceil(len(places) / 6))]:
+        x = (value - low) / (high - low or 1.0) * width
+        anchor = "start" if x < 14 else "end" if x > width - 14 else "middle"
+        parts.append(text(x, height + 15, scale(value, log), "tick", anchor))
+    return svg(height + 20, label, *parts, width=width)
+
+
+def scale(value: float, log: bool) -> str:
+    """A position on an axis: 10⁻³ for -3 on a log scale, else the number itself."""
+    if log and float(value).is_integer():
+        return "10" + str(int(value)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{10**value if log else value:.3g}".replace("-", "−")
+
+
+def scatter(dots: Sequence[Mapping[str, Any]], badges: Sequence[Mapping[str, Any]], label: str) -> Markup:
+    """Rows on two axes with numbered, named places; names that would overlap are left to the list beside it.
+
+    dots: `x`, `y`, `kind`, `title`. badges: `x`, `y`, `number`, `name`, `title`.
+    """
+    height, edge = 340.0, 14.0
+    x_low, x_high = domain([d["x"] for d in dots])
+    y_low, y_high = domain([d["y"] for d in dots])
+
+    def place(p: Mapping[str, Any]) -> tuple[float, float]:
+        x = edge + (p["x"] - x_low) / (x_high - x_low) * (WIDTH - 2 * edge)
+        return x, height - edge - (p["y"] - y_low) / (y_high - y_low) * (height - 2 * edge)
+
+    parts = [tag("rect", x="0", y="0", width=str(WIDTH), height=num(height), rx="6", class_="ground")]
+    for dot in dots:
+        x, y = place(dot)
+        hollow = "synthetic" in dot["kind"]
+        parts.append(
+            tag("circle", tag("title", dot["title"]), cx=num(x), cy=num(y), r="2.6" if hollow else "2.4",
+                class_=f"row {dot['kind']}")
+        )
+    spots = [place(b) for b in badges]
+    names = _free_names(badges, spots, height)
+    for badge, (x, y), name in zip(badges, spots, names, strict=True):
+        number = text(x, y + 3.2, str(badge["number"]), "number", "middle")
+        circle = tag("circle", cx=num(x), cy=num(y), r="7.5")
+        parts.append(tag("g", tag("title", badge["title"]), circle, number, class_="badge"))
+        if name:
+            parts.append(text(*name, badge["name"], "place"))
+    return svg(height, label, *parts, class_="map")
+
+
+def _free_names(
+    badges: Sequence[Mapping[str, Any]], spots: Sequence[tuple[float, float]], height: float
+) -> list[tuple[float, float] | None]:
+    """Where each name fits without covering a badge or another name; None when nowhere."""
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
+    found: list[tuple[float, float] | None] = []
+    for badge, (x, y) in zip(badges, spots, strict=True):
+        wide = 5.9 * len(badge["name"]) + 4
+        spot = None
+        for left, base in ((x + 11, y + 3.5), (x - 11 - wide, y + 3.5), (x - wide / 2, y - 11), (x - wide / 2, y + 19)):
+            box = (left, base - 9, left + wide, base + 3)
+            inside = box[0] >= 2 and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= height - 2
+            if inside and all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken):
+                spot = (left, base)
+                taken.append(box)
+                break
+        found.append(spot)
+    return found
+
+
+def word_changes(before: str, after: str) -> Markup:
+    """The second text, with the words that the first has not at that place in <mark>."""
+    old, new = before.split(), after.split()
+    parts: list[str] = []
+    for kind, _, _, start, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        words = " ".join(new[start:end])
+        if words:
+            parts.append(words if kind == "equal" else tag("mark", words))
+    return Markup(" ").join(parts)

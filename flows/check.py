@@ -1,0 +1,243 @@
+"""What can be known before long work: `gradus check`, `gradus estimate`, `gradus init`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from curation.decide.rule import alpha_for
+from curation.errors import DataError, UserError
+from curation.ingest.parse import Parsed, map_record
+from curation.rows import ROWS
+from curation.specs import FieldMap, Recipe
+from flows.ingest import parse_file, settle_pool, source_files
+from flows.recipe import confirming_bounds, judge_problems
+from flows.run import Run
+from storage.artifacts import Lake
+from storage.sources import read_batches
+
+
+def refuse_problems(recipe: Recipe, path: Path | None = None) -> None:
+    """Raises one `UserError` that lists what is wrong with a recipe, before any file is opened."""
+    problems = judge_problems(recipe)
+    if problems:
+        raise UserError(f"{path or recipe.name} cannot run:\n  " + "\n  ".join(problems))
+
+
+def refuse_spent_alpha(lake: Lake, recipe: Recipe) -> None:
+    """Raises when the dataset's streak is over: no test is left, so nothing could be published."""
+    wins = sum(v["decision"] == "publish" for v in lake.dataset_versions(recipe.name))
+    spent = [e for e in lake.alpha_spent(recipe.name) if e["streak"] == wins]
+    if alpha_for(len(spent)) == 0:
+        raise UserError(
+            f"dataset {recipe.name!r} has spent its alpha: {len(spent)} tests since the last published version did not publish. "
+            "Bring judge suites that were not looked at and another `name` for the dataset; everything so far is kept"
+        )
+
+
+def check(run: Run) -> list[str]:
+    """Reads and settles the whole corpus without writing: lines for a person; raises what `run` would raise."""
+    recipe = run.recipe
+    refuse_problems(recipe)
+    low, high = confirming_bounds(recipe)
+    lines = [f"replicates {low if low == high else f'{low} to {high}'}, rounds up to {recipe.budget.rounds}, work {recipe.decide.work}"]
+    if recipe.worlds:
+        return [*lines, f"embedded corpus of {recipe.worlds} worlds; nothing to read"]
+    files = source_files(run)
+    parts, known = [ROWS.to_frame()], set()
+    for source in recipe.source:
+        for path in files[f"source/{source.name}"]:
+            records, rows = parse_file(recipe, source, path, known)
+            known |= set(rows["row_id"])
+            parts.append(rows)
+            lines.append(f"source {source.name}, {path.name}: {len(records)} records, {len(rows)} rows")
+    rows = pl.concat(parts)
+    tables = settle_pool(recipe, files, rows)
+    drops = tables["ledger"].filter(pl.col("decision") == "drop")
+    lines.append(f"pool: {len(rows) - len(drops)} rows kept, {len(drops)} dropped")
+    lines += [f"  dropped, {reason}: {n}" for reason, n in drops.group_by("reason").len().sort("reason").iter_rows()]
+    counts = tables["suite_items"].group_by("suite", "distribution", "use").len().sort("suite", "use")
+    lines += [f"suite {s} ({d}, {u}): {n} items" for s, d, u, n in counts.iter_rows()]
+    kept = rows.join(drops.select("row_id"), on="row_id", how="anti")
+    if recipe.proxy.kind == "head" and kept["label"].drop_nulls().n_unique() < 2:
+        raise UserError('[proxy] kind = "head" needs labels, and the pool has fewer than two; map fields = {label = "…"}')
+    return lines
+
+
+@dataclass(frozen=True)
+class Estimate:
+    stage: str
+    work: str
+    seconds: float
+    memory_mb: float
+    disk_mb: float
+
+
+def estimate(run: Run) -> list[Estimate]:
+    """Time, memory and disk of each stage, from file sizes and one short measurement of this machine."""
+    recipe = run.recipe
+    rows, tokens_a_row = _size(run)
+    proxy, workers = recipe.proxy, max(1, run.workers)
+    parameters = _parameters(recipe)
+    flops = _flops_per_second() * 0.55  # small matrices reach about half of a large product's speed
+    step_tokens = proxy.batch_rows * (1 if proxy.kind == "head" else tokens_a_row)
+    step_seconds = 6 * parameters * step_tokens / flops + 0.0012
+    low, high = confirming_bounds(recipe)
+    replicates = round((low + high) / 2)
+    arms = 3 if recipe.worlds else 4
+    trainings = replicates * arms * recipe.budget.rounds
+    if recipe.decide.fixed_strategy:
+        trainings += replicates * len(recipe.select.strategies)
+    else:
+        trainings += recipe.decide.screen_replicates * (1 + len(recipe.select.strategies)) * recipe.budget.rounds
+    scored = rows if recipe.decide.work == "choose" else rows + recipe.synthesize.candidates
+    scored *= recipe.budget.rounds * max(1, recipe.worlds)
+    row_seconds = 8 * parameters * (1 if proxy.kind == "head" else tokens_a_row) / flops + 0.0003
+    feature_mb = scored * proxy.feature_dimensions * 2 / 1e6
+    memory = 350 + 8 * parameters / 1e6 + feature_mb * 4 / max(1, recipe.worlds)
+    out = [Estimate("ingest", f"{rows * max(1, recipe.worlds)} rows", rows * max(1, recipe.worlds) / 2500, 300 + rows * 2e-3, rows * 5e-4)]
+    if proxy.kind == "head":
+        out.append(Estimate("embed", f"{rows} texts and the suites", rows * 1.5 * 0.006 / workers + 8, 900, rows * 1.5 * 8e-4))
+    out += [
+        Estimate("score", f"{scored} rows", (scored * row_seconds + max(1, recipe.worlds) * proxy.steps * step_seconds) / workers + 6, memory, feature_mb),
+        Estimate("select", f"{trainings} sets", trainings * 0.6 / workers, memory, trainings * 0.05),
+        Estimate("train", f"{trainings} models x {proxy.steps} steps", trainings * proxy.steps * step_seconds / workers, 500, trainings * parameters * 4e-6),
+        Estimate("evaluate, decide", "outcomes of every model", trainings * 0.25 / workers + 2, 500, trainings * 0.03),
+    ]
+    return out
+
+
+def _size(run: Run) -> tuple[int, float]:
+    if run.recipe.worlds:
+        return run.recipe.budget.rows or 500, 17.0
+    rows, words, seen = 0, 0, 0
+    files = source_files(run)
+    for source in run.recipe.source:
+        for path in files[f"source/{source.name}"]:
+            head = [r for b in islice(read_batches(path, 500), 1) for _, r, _ in b.items if r is not None]
+            sample = [p for p in (map_record(r, source.fields) for r in head) if isinstance(p, Parsed)]
+            if not sample:
+                raise DataError(f"source {source.name!r}, {path.name}: none of the first records can be used; see gradus check")
+            per_row = max(1.0, sum(len(json.dumps(r)) for r in head) / len(head))
+            packed = 3.0 if path.suffix in (".gz", ".parquet") else 1.0
+            rows += max(len(sample), int(path.stat().st_size * packed / per_row))
+            words += sum(len(f"{p.prompt} {p.response}".split()) for p in sample)
+            seen += len(sample)
+    return rows, min(run.recipe.proxy.max_tokens, 1.15 * words / seen + 2)
+
+
+def _parameters(recipe: Recipe) -> int:
+    p = recipe.proxy
+    return 384 * p.width + 20 * p.width if p.kind == "head" else p.layers * 12 * p.width**2 + 200 * p.width
+
+
+def _flops_per_second() -> float:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a = torch.ones(1152, 64)
+    b = torch.ones(64, 256)
+    a @ b
+    begun, n = time.perf_counter(), 0
+    while time.perf_counter() - begun < 0.15:
+        a @ b
+        n += 1
+    seconds = time.perf_counter() - begun
+    torch.set_num_threads(threads)
+    return 2 * 1152 * 64 * 256 * n / seconds
+
+
+def init(file: Path, out: Path) -> list[str]:
+    """Writes a commented recipe from a look at the data; lines that say what was seen and decided."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    if out.exists():
+        raise UserError(f"{out} exists already and was not touched; give another: --out PATH")
+    items = [item for batch in read_batches(file, 5000) for item in batch.items]
+    parsed = [p for p in (map_record(r, FieldMap()) for _, r, _ in items if r is not None) if isinstance(p, Parsed)]
+    if len(parsed) < 100:
+        keys = sorted({k for _, r, _ in items[:50] if r for k in r})
+        raise DataError(
+            f"{file}: {len(parsed)} of {len(items)} records have a known shape, at least 100 are needed; keys seen: {', '.join(keys) or 'none'}. "
+            "Known: prompt/question/instruction/input/text, response/answer/output/completion/target, label, messages"
+        )
+    labels = {p.label for p in parsed if p.label is not None}
+    labelled = sum(p.label is not None for p in parsed) > 0.9 * len(parsed)
+    head = labelled and 2 <= len(labels) <= len(parsed) // 10
+    text = _recipe_text(file, out, len(parsed), head, parsed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    kind = f"classification, {len(labels)} labels" if head else "text to text"
+    return [
+        f"{len(items)} records, {len(parsed)} usable; {kind}",
+        "no suite was given, so the recipe holds parts of the pool out: text clusters as the out-of-distribution suite",
+        "(20 %, and 5 % sealed) and random rows as the in-distribution suite (10 %). Suites of your own are better evidence.",
+        f"wrote {out}; next: gradus check {out}",
+    ]
+
+
+def _recipe_text(file: Path, out: Path, rows: int, head: bool, parsed: list[Parsed]) -> str:
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in file.name.split(".")[0]).strip("-") or "corpus"
+    lengths = sorted(len(f"{p.prompt} {p.response}".split()) for p in parsed)
+    long = min(128, max(24, 8 * math.ceil((lengths[int(0.95 * len(lengths))] * 1.3 + 2) / 8)))
+    budget = max(50, int(rows * 0.65 * 0.5))
+    path = os.path.relpath(file.resolve(), out.resolve().parent)
+    proxy = (
+        'kind = "head"                  # a classifier on the packaged MiniLM encoder\nwidth = 128\nsteps = 400\nscorer_steps = 80\nlearning_rate = 3e-3'
+        if head else
+        f'kind = "decoder"               # a small causal model trained from scratch on this corpus\nwidth = 64\nlayers = 2\nmax_tokens = {long}               # 95 % of the rows fit\nsteps = 300\nlearning_rate = 5e-3'
+    )
+    space = '["gradient_logdet", "errors_logdet", "gradient_clusters", "embedding_clusters"]' if head else '["gradient_logdet", "errors_logdet", "gradient_clusters"]'
+    endpoint = "accuracy" if head else "p_correct"
+    return f'''# Written by `gradus init` from {json.dumps(file.name)} ({rows} usable rows). Every field is explained by `gradus check --fields`.
+format = 1
+name = {json.dumps(name)}
+seed = 7
+
+[[source]]
+name = "main"                   # --source main=PATH puts another file in its place
+path = {json.dumps(path)}
+
+# No suite was given: parts of the pool are held out. Replace them by suites of your own when you can.
+[[suite]]
+name = "held_out_clusters"      # whole text clusters that the pool no longer has
+holdout_clusters = 0.2
+distribution = "ood"
+use = "steer+judge"             # split by clusters: plans see one half, the decision the other
+
+[[suite]]
+name = "sealed"                 # opened once, after the last decision
+holdout_clusters = 0.05
+distribution = "ood"
+use = "sealed"
+
+[[suite]]
+name = "held_out_rows"
+holdout_rows = 0.1
+distribution = "id"
+use = "steer+judge"
+
+[proxy]
+{proxy}
+
+[budget]
+rows = {budget}                     # rows of the set: about half of the clean pool
+rounds = 1
+
+[select]
+strategies = {space}
+
+[decide]
+work = "choose"                 # choose rows of the pool; nothing is generated
+endpoint = "{endpoint}"
+smallest_gain_points = 2.0
+max_replicates = 8
+'''

@@ -1,0 +1,258 @@
+"""What the report shows of rows and stages, looked up in the lake; texts come out short and harmless."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from flows.status import diversity, steps_of
+from storage.artifacts import Lake, Ref
+
+CLIP = 300
+DOTS = 1500
+LISTED_REGIONS = 64
+EXAMPLES = 6
+SOURCES = 12
+BIDI = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+CONTROLS = ("untargeted", "random", "length_matched")
+
+
+def show(text: str | None, limit: int = CLIP) -> str:
+    """The text for a page: clipped, with control and direction characters made visible."""
+    if text is None:
+        return ""
+    return "".join(map(_visible, text[:limit])) + ("…" if len(text) > limit else "")
+
+
+def _visible(c: str) -> str:
+    if c in "\n\t":
+        return " ⏎ " if c == "\n" else " "
+    if ord(c) < 32:
+        return chr(0x2400 + ord(c))
+    hidden = c in BIDI or unicodedata.category(c) in ("Cc", "Cs", "Co", "Zl", "Zp")
+    return f"⟨{ord(c):04X}⟩" if hidden else c
+
+
+def texts_of(lake: Lake, record: dict[str, Any], ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """row_id -> the row (prompt, response, origin, …) from any artifact of the run that has rows."""
+    wanted = pl.LazyFrame({"row_id": sorted(set(ids))}, schema={"row_id": pl.String})
+    refs = {r: None for stage in ("ingest", "base", "synthesize") for r in steps_of(record, stage)}
+    frames = [lake.scan(r, "rows").join(wanted, on="row_id", how="semi").collect() for r in refs]
+    if not frames:
+        return {}
+    return {row["row_id"]: row for row in pl.concat(frames).unique("row_id", keep="first").rows(named=True)}
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly spaced, in order."""
+    at = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)) if items else []
+    return [items[i] for i in at]
+
+
+def scored(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The rows of the last scored base (world 0 of the embedded corpus) with features, scores and regions."""
+    found = steps_of(record, "score")
+    if not found:
+        return None
+    ref, models = found[-1], lake.read(found[-1], "models")
+    first = models.filter(pl.col("replicate") == models["replicate"].min())
+    mine = pl.col("proxy") == first["model"][0]
+    rows = lake.scan(ref, "features").filter(mine).collect().sort("row_id")
+    regions = lake.scan(ref, "regions").filter(mine).select("row_id", "region").collect()
+    rows = rows.join(regions, on="row_id", how="left", maintain_order="left")
+    return {
+        "round": int(first["round"][0]), "rows": rows, "texts": texts_of(lake, record, rows["row_id"]),
+        "regions": lake.scan(ref, "region_table").filter(mine).collect(),
+    }
+
+
+def main_axes(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """((n, 2) rows on their two main axes, share of the variance there); signs as in the table of regions."""
+    z = features - features.mean(0)
+    z = np.nan_to_num(z.astype(np.float64))
+    values, vectors = np.linalg.eigh(z.T @ z)  # the right singular vectors of z, also for many rows
+    axes = vectors[:, ::-1].T[:2]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    xy = np.zeros((len(z), 2))
+    xy[:, : len(axes)] = z @ axes.T
+    return xy, float(values[::-1][:2].sum() / max(values.sum(), 1e-300))
+
+
+def region_map(found: dict[str, Any]) -> dict[str, Any]:
+    """Dots, regions (thin and failing first) and the share of variance of the map of gradient space."""
+    rows, table, texts = found["rows"], found["regions"], found["texts"]
+    xy, share = main_axes(rows["feature"].to_numpy().astype(np.float32))
+    order = table.sort(["thin", "steer_error", "mean_nll"], descending=True, nulls_last=True)
+    regions = [
+        {**r, "number": i + 1, "terms": show(r["terms"], 80) or "(no distinctive words)",
+         "exemplars": [_line(texts.get(e)) for e in (r["exemplars"] or [])]}
+        for i, r in enumerate(order.rows(named=True))
+    ]
+    named = {r["region"]: r for r in regions}
+    dots = []
+    for i in spread(range(len(rows)), DOTS):
+        region, text = named.get(rows["region"][i]), texts.get(rows["row_id"][i], {})
+        kinds = ["thin"] if region and region["thin"] else []
+        kinds += ["synthetic"] if text.get("origin") == "synthetic" else []
+        about = f"region {region['number']} ({region['terms']}): " if region else ""
+        dots.append({"x": xy[i, 0], "y": xy[i, 1], "kind": " ".join(kinds) or "plain", "title": about + _line(text, 120)})
+    dots.sort(key=lambda d: "thin" in d["kind"])
+    return {
+        "round": found["round"], "n": len(rows), "share": share, "dots": dots, "regions": regions[:LISTED_REGIONS],
+        "all_regions": len(regions), "thin": [r for r in regions if r["thin"]],
+        "synthetic": sum(t["origin"] == "synthetic" for t in texts.values()),
+    }
+
+
+def _line(row: dict[str, Any] | None, limit: int = CLIP) -> str:
+    if not row:
+        return "(text not in the lake any more)"
+    return show(f"{row['prompt']} → {row['response']}" if row["prompt"] else row["response"], limit)
+
+
+def difficulty(found: dict[str, Any]) -> dict[str, Any]:
+    """Histograms of NLL, EL2N and gradient norm, and the rank correlation of each with the rows' length."""
+    rows, texts = found["rows"], found["texts"]
+    chars = np.array([texts.get(i, {}).get("n_chars") or 0 for i in rows["row_id"]], dtype=float)
+    lengths = {"tokens of the answer": rows["n_tokens"].cast(pl.Float64).to_numpy(), "characters of the row": chars}
+    names = {"nll": "NLL of the answer", "el2n": "EL2N", "norm": "Gradient norm"}
+    scores = []
+    for column, name in names.items():
+        values = rows[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        known = values[np.isfinite(values)]
+        if not len(known):
+            continue
+        quartiles = [float(q) for q in np.quantile(known, [0.1, 0.5, 0.9])]
+        scores.append({
+            "name": name, "n": len(known), "quartiles": quartiles, **_bins(known),
+            "lengths": [{"of": of, **rank_correlation(values, length)} for of, length in lengths.items()],
+        })
+    return {"round": found["round"], "n": len(rows), "scores": scores}
+
+
+def _bins(values: np.ndarray, count: int = 30) -> dict[str, Any]:
+    positive = values[values > 0]
+    log = len(positive) == len(values) and np.quantile(values, 0.99) > 30 * np.quantile(values, 0.01)
+    counts, edges = np.histogram(np.log10(values) if log else values, bins=count)
+    return {"counts": counts.tolist(), "edges": edges.tolist(), "log": bool(log)}
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Spearman's rho with its 95 % interval (Fisher's z) and n; rho None when one side is constant."""
+    both = np.isfinite(a) & np.isfinite(b)
+    a, b, n = a[both], b[both], int(both.sum())
+    if n < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return {"rho": None, "low": None, "high": None, "n": n}
+    rho = float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    z, half = math.atanh(max(-0.999999, min(0.999999, rho))), 1.96 / math.sqrt(n - 3)
+    return {"rho": rho, "low": math.tanh(z - half), "high": math.tanh(z + half), "n": n}
+
+
+def coverage(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the auditor saw in each round: arm -> n and its figures; `regions` is the number of all regions."""
+    rounds = []
+    for (number,), lines in diversity(lake, record).sort("round").group_by("round", maintain_order=True):
+        arms: dict[str, dict[str, Any]] = {}
+        for line in lines.rows(named=True):
+            arms.setdefault(line["subset"], {})[line["metric"]] = line["value"]
+            arms[line["subset"]]["n"] = line["n"]
+        total = arms.pop("all", {}).get("regions_covered")
+        rounds.append({"round": number, "arms": arms, "regions": total})
+    return rounds
+
+
+def additions(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the candidate took in each round (first replicate): synthetic rows beside parents, or chosen rows."""
+    out = []
+    for round in sorted({s["round"] for s in record["steps"] if s["stage"] == "select"}):
+        sets = steps_of(record, "select", round, "confirm")
+        if not sets:
+            continue
+        picked = lake.read(sets[-1], "selections").sort("rank")
+        picked = picked.filter(pl.col("replicate") == picked["replicate"].min())
+        arms = {str(arm): part["row_id"].to_list() for (arm,), part in picked.group_by("arm", maintain_order=True)}
+        made = steps_of(record, "synthesize", round)
+        facts = _grown(lake, record, made[-1], arms) if made else _chosen(lake, record, round, arms)
+        out.append({"round": round, **facts})
+    return out
+
+
+def _grown(lake: Lake, record: dict[str, Any], ref: Ref, arms: dict[str, list[str]]) -> dict[str, Any]:
+    ids = arms.get("candidate", [])
+    rows = lake.scan(ref, "rows").filter(pl.col("row_id").is_in(ids)).collect()
+    seen = {f["row_id"]: f for f in _features(lake, ref, ids)}
+    made = {row["row_id"]: row for row in rows.rows(named=True)}
+    order = [i for i in ids if i in made]
+    examples = spread(order, EXAMPLES)
+    parents = texts_of(lake, record, [p for i in examples for p in made[i]["parents"] or []])
+    plans = Counter(_plan(made[i]["meta"]) for i in order)
+    return {
+        "kind": "grow", "added": len(order), "kept": len(ids) - len(order), "counts": _counts(lake, ref),
+        "plans": dict(plans.most_common()), "wrong": sum(seen.get(i, {}).get("correct") is False for i in order),
+        "examples": [
+            {"after": _line(made[i]), "plan": _plan(made[i]["meta"]), **_judged(seen.get(i)),
+             "before": [_line(parents.get(p)) for p in made[i]["parents"] or []]} for i in examples
+        ],
+    }  # fmt: skip
+
+
+def _chosen(lake: Lake, record: dict[str, Any], round: int, arms: dict[str, list[str]]) -> dict[str, Any]:
+    ids, control = arms.get("candidate", []), next((c for c in CONTROLS if c in arms), None)
+    others = set(arms.get(control or "", []))
+    own = [i for i in ids if i not in others]
+    examples, score = spread(own, EXAMPLES + 2), steps_of(record, "score", round)
+    seen = {f["row_id"]: f for f in _features(lake, score[-1], examples)} if score else {}
+    texts = texts_of(lake, record, examples)
+    return {
+        "kind": "choose", "added": len(ids), "control": control, "own": len(own),
+        "examples": [
+            {"after": _line(texts.get(i)), "label": show(texts.get(i, {}).get("label"), 60), **_judged(seen.get(i))}
+            for i in examples
+        ],
+    }  # fmt: skip
+
+
+def _features(lake: Lake, ref: Ref, ids: list[str]) -> list[dict[str, Any]]:
+    columns = ["row_id", "correct", "nll"]
+    return lake.scan(ref, "features").filter(pl.col("row_id").is_in(ids)).select(columns).collect().rows(named=True)
+
+
+def _judged(facts: dict[str, Any] | None) -> dict[str, Any]:
+    known = facts or {}
+    return {"correct": known.get("correct"), "nll": known.get("nll")}
+
+
+def _plan(meta: str | None) -> str:
+    try:
+        return show(str(json.loads(meta or "{}").get("plan", "")), 40) or "unnamed"
+    except (ValueError, AttributeError):
+        return "unnamed"
+
+
+def _counts(lake: Lake, ref: Ref) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for name in lake.files(ref):
+        if name.startswith("counts-"):
+            facts = json.loads(lake.read_file(ref, name))
+            total.update({show(f"drawn: {k}".replace("_", " "), 60): int(v) for k, v in facts.pop("drawn", {}).items()})
+            total.update({show(k, 60): int(v) for k, v in facts.items()})
+    return dict(total)
+
+
+def costs(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seconds, peak memory, and how often it was computed or found again, by stage, in order of first use."""
+    stages: dict[str, dict[str, Any]] = {}
+    for cost in lake.costs(record["run"]):
+        line = stages.setdefault(cost["stage"], {"seconds": 0.0, "peak_mb": 0.0, "computed": 0, "reused": 0})
+        line["seconds"] += 0.0 if cost["reused"] else float(cost["seconds"])
+        line["peak_mb"] = max(line["peak_mb"], float(cost.get("peak_memory_mb") or 0))
+        line["reused" if cost["reused"] else "computed"] += 1
+    return [{"stage": show(stage, 40), **line} for stage, line in stages.items()]
