@@ -47,6 +47,14 @@ def plain(value: float | None, digits: int = 1) -> str:
     return signed(value, digits).removeprefix("+")
 
 
+def small(value: float | None) -> str:
+    """Two significant digits, powers of ten written out: 0.0017, 5.6 × 10⁻⁵."""
+    if value is None or not math.isfinite(value):
+        return "?"
+    digits, _, power = f"{value:.2g}".partition("e")
+    return (f"{digits} × {scale(int(power), True)}" if power else digits).replace("-", "−")
+
+
 def probability(p: float | None) -> str:
     """A p value in two significant digits."""
     if p is None or p != p:
@@ -151,26 +159,26 @@ def _interval_row(row: Mapping[str, Any], top: float, at: Any) -> list[Markup]:
     return parts
 
 
-def lollipops(rows: Sequence[Mapping[str, Any]], label: str, ceiling: float | None = None) -> Markup:
-    """One row a set: name and figure over a bar from zero; the ceiling is a dashed line.
+def lollipops(rows: Sequence[Mapping[str, Any]], label: str) -> Markup:
+    """One row a set: name and figure over a bar from zero, with a tick at the most that the set could reach.
 
-    rows: `label`, `figure`, `kind`, `value`.
+    rows: `label`, `figure`, `kind`, `value`, `ceiling` (or None).
     """
-    top = max([r["value"] for r in rows if math.isfinite(r["value"])] + [ceiling or 0.0, 1e-12])
-    parts, bottom = [], 30 * len(rows)
+    top = max([v for r in rows for v in (r["value"], r["ceiling"]) if v and math.isfinite(v)] + [1e-12])
+    parts = []
     for number, row in enumerate(rows):
-        y = 30 * number
-        length = max(0.0, row["value"]) / top * (WIDTH - 2) if math.isfinite(row["value"]) else 0.0
+        y = 32 * number
+        length = max(0.0, row["value"]) / top * WIDTH if math.isfinite(row["value"]) else 0.0
         parts += [
             text(0, y + 12, row["label"], f"name {row['kind']}"),
             text(WIDTH, y + 12, row["figure"], "figure", "end"),
-            tag("rect", x="0", y=num(y + 17), width=num(WIDTH), height="6", rx="3", class_="track"),
-            tag("rect", x="0", y=num(y + 17), width=num(length), height="6", rx="3", class_=f"fill {row['kind']}"),
+            tag("rect", x="0", y=num(y + 18), width=num(WIDTH), height="5", class_="track"),
+            tag("rect", x="0", y=num(y + 18), width=num(length), height="5", class_=f"fill {row['kind']}"),
         ]
-    if ceiling:
-        x = num(ceiling / top * (WIDTH - 2))
-        parts.append(tag("line", x1=x, x2=x, y1="15", y2=num(bottom), class_="ceiling"))
-    return svg(bottom, label, *parts, class_="rows")
+        if row["ceiling"]:
+            x = num(row["ceiling"] / top * (WIDTH - 1))
+            parts.append(tag("line", x1=x, x2=x, y1=num(y + 15), y2=num(y + 26), class_="ceiling"))
+    return svg(32 * len(rows), label, *parts, class_="rows")
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], label: str, log: bool) -> Markup:
@@ -203,24 +211,25 @@ def scale(value: float, log: bool) -> str:
 
 
 def scatter(dots: Sequence[Mapping[str, Any]], badges: Sequence[Mapping[str, Any]], label: str) -> Markup:
-    """Rows on two axes with numbered, named places; names that would overlap are left to the list beside it.
+    """Rows on two axes, stretched in the middle, with numbered, named places; names that would overlap are left to the list beside it.
 
     dots: `x`, `y`, `kind`, `title`. badges: `x`, `y`, `number`, `name`, `title`.
     """
     height, edge = 340.0, 14.0
-    x_low, x_high = domain([d["x"] for d in dots])
-    y_low, y_high = domain([d["y"] for d in dots])
+    wide, tall = _opened([d["x"] for d in dots]), _opened([d["y"] for d in dots])
+    x_low, x_high = domain([wide(p["x"]) for p in (*dots, *badges)])
+    y_low, y_high = domain([tall(p["y"]) for p in (*dots, *badges)])
 
     def place(p: Mapping[str, Any]) -> tuple[float, float]:
-        x = edge + (p["x"] - x_low) / (x_high - x_low) * (WIDTH - 2 * edge)
-        return x, height - edge - (p["y"] - y_low) / (y_high - y_low) * (height - 2 * edge)
+        x = edge + (wide(p["x"]) - x_low) / (x_high - x_low) * (WIDTH - 2 * edge)
+        return x, height - edge - (tall(p["y"]) - y_low) / (y_high - y_low) * (height - 2 * edge)
 
     parts = [tag("rect", x="0", y="0", width=str(WIDTH), height=num(height), rx="6", class_="ground")]
     for dot in dots:
         x, y = place(dot)
         hollow = "synthetic" in dot["kind"]
         parts.append(
-            tag("circle", tag("title", dot["title"]), cx=num(x), cy=num(y), r="2.6" if hollow else "2.4",
+            tag("circle", tag("title", dot["title"]), cx=num(x), cy=num(y), r="2.2" if hollow else "2",
                 class_=f"row {dot['kind']}")
         )
     spots = [place(b) for b in badges]
@@ -232,6 +241,13 @@ def scatter(dots: Sequence[Mapping[str, Any]], badges: Sequence[Mapping[str, Any
         if name:
             parts.append(text(*name, badge["name"], "place"))
     return svg(height, label, *parts, class_="map")
+
+
+def _opened(values: Sequence[float]) -> Any:
+    """A scale that is linear near zero and logarithmic far out: the crowded middle of a map becomes readable."""
+    known = sorted(abs(v) for v in values if math.isfinite(v))
+    unit = (known[len(known) // 2] if known else 0.0) or 1.0
+    return lambda value: math.asinh(value / unit)
 
 
 def _free_names(

@@ -21,7 +21,7 @@ from flows.ingest import parse_file, settle_pool, source_files
 from flows.recipe import confirming_bounds, judge_problems
 from flows.run import Run
 from storage.artifacts import Lake
-from storage.sources import read_batches
+from storage.sources import count_records, read_batches
 
 
 def refuse_problems(recipe: Recipe, path: Path | None = None) -> None:
@@ -125,9 +125,7 @@ def _size(run: Run) -> tuple[int, float]:
             sample = [p for p in (map_record(r, source.fields) for r in head) if isinstance(p, Parsed)]
             if not sample:
                 raise DataError(f"source {source.name!r}, {path.name}: none of the first records can be used; see gradus check")
-            per_row = max(1.0, sum(len(json.dumps(r)) for r in head) / len(head))
-            packed = 3.0 if path.suffix in (".gz", ".parquet") else 1.0
-            rows += max(len(sample), int(path.stat().st_size * packed / per_row))
+            rows += max(len(sample), count_records(path))
             words += sum(len(f"{p.prompt} {p.response}".split()) for p in sample)
             seen += len(sample)
     return rows, min(run.recipe.proxy.max_tokens, 1.15 * words / seen + 2)
@@ -178,10 +176,20 @@ def init(file: Path, out: Path) -> list[str]:
     kind = f"classification, {len(labels)} labels" if head else "text to text"
     return [
         f"{len(items)} records, {len(parsed)} usable; {kind}",
-        "no suite was given, so the recipe holds parts of the pool out: text clusters as the out-of-distribution suite",
-        "(20 %, and 5 % sealed) and random rows as the in-distribution suite (10 %). Suites of your own are better evidence.",
+        "no suite was given, so the recipe holds parts of the pool out: text clusters (20 %) as the out-of-distribution",
+        f"suite{', 5 % sealed' if len(parsed) >= MIN_ROWS_FOR_SEALED else ''}, and random rows (10 %) as the in-distribution suite. Suites of your own are better evidence.",
         f"wrote {out}; next: gradus check {out}",
     ]
+
+
+MIN_ROWS_FOR_SEALED = 1000
+SEALED = """[[suite]]
+name = "sealed"                 # opened once, after the last decision
+holdout_clusters = 0.05
+distribution = "ood"
+use = "sealed"
+
+"""
 
 
 def _recipe_text(file: Path, out: Path, rows: int, head: bool, parsed: list[Parsed]) -> str:
@@ -197,7 +205,8 @@ def _recipe_text(file: Path, out: Path, rows: int, head: bool, parsed: list[Pars
     )
     space = '["gradient_logdet", "errors_logdet", "gradient_clusters", "embedding_clusters"]' if head else '["gradient_logdet", "errors_logdet", "gradient_clusters"]'
     endpoint = "accuracy" if head else "p_correct"
-    return f'''# Written by `gradus init` from {json.dumps(file.name)} ({rows} usable rows). Every field is explained by `gradus check --fields`.
+    sealed = SEALED if rows >= MIN_ROWS_FOR_SEALED else ""
+    return f'''# Written by `gradus init` from {json.dumps(file.name)} ({rows} usable rows). `gradus fields` explains every field.
 format = 1
 name = {json.dumps(name)}
 seed = 7
@@ -213,13 +222,7 @@ holdout_clusters = 0.2
 distribution = "ood"
 use = "steer+judge"             # split by clusters: plans see one half, the decision the other
 
-[[suite]]
-name = "sealed"                 # opened once, after the last decision
-holdout_clusters = 0.05
-distribution = "ood"
-use = "sealed"
-
-[[suite]]
+{sealed}[[suite]]
 name = "held_out_rows"
 holdout_rows = 0.1
 distribution = "id"

@@ -226,6 +226,16 @@ def check(recipe: Path, source: Replaced = None, suite: Replaced = None) -> None
 
 
 @app.command()
+def fields() -> None:
+    """Every field of a recipe, its default and what it is for."""
+    from curation.specs import Recipe
+    from flows.recipe import describe_fields
+
+    for line in describe_fields(Recipe):
+        say(line)
+
+
+@app.command()
 def estimate(recipe: Path, source: Replaced = None, suite: Replaced = None) -> None:
     """Time, memory and disk of each stage, before anything loads. Nothing here costs money."""
     from flows.check import estimate as estimate_run
@@ -274,7 +284,9 @@ def _print_frame(frame: Any, as_json: bool, as_csv: bool) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*[Text(safe(c)) for c in frame.columns])
+        table = Table()
+        for name in frame.columns:
+            table.add_column(Text(safe(name)))
         for row in frame.head(1000).iter_rows():
             table.add_row(*[Text(safe(v if v is not None else "")[:400]) for v in row])
         width = None if sys.stdout.isatty() else 200

