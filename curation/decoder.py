@@ -70,9 +70,11 @@ def encode_rows(prompts: Sequence[str], responses: Sequence[str], vocabulary: di
     ids = np.zeros((len(prompts), max_tokens), dtype=np.int64)
     target = np.zeros((len(prompts), max_tokens), dtype=bool)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        y = [vocabulary.get(w, UNKNOWN) for w in words_of(response)][: max_tokens - 2] + [END]
+        y = [vocabulary.get(w, UNKNOWN) for w in words_of(response)][: max_tokens - 2]
+        y.append(END)
         x = [vocabulary.get(w, UNKNOWN) for w in words_of(prompt)]
-        x = x[max(0, len(x) - (max_tokens - 1 - len(y))) :] + [SEP]
+        x = x[max(0, len(x) - (max_tokens - 1 - len(y))) :]
+        x.append(SEP)
         ids[i, : len(x) + len(y)] = x + y
         target[i, len(x) : len(x) + len(y)] = True
     width = max(2, int((ids != PAD).sum(1).max())) if len(ids) else 2
@@ -80,6 +82,8 @@ def encode_rows(prompts: Sequence[str], responses: Sequence[str], vocabulary: di
 
 
 class Block(nn.Module):
+    """Pre-norm causal self-attention and a ReLU layer of four times the width."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -113,6 +117,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, n_words, bias=False)
 
     def forward(self, ids: Tensor, only: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(n, T) int64 -> (n, T, width); with `only` = (row, position) the last block's (m, width) of just those."""
         h = self.token(ids) + self.position.weight[: ids.shape[1]]
         for i, block in enumerate(self.blocks):
             h = block(h, only if i == len(self.blocks) - 1 else None)

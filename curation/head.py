@@ -41,4 +41,5 @@ class Head(nn.Module):
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, width) -> (n, classes)."""
         return self.head(F.relu(self.up(x)))

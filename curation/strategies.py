@@ -109,7 +109,7 @@ def spherical_kmeans(z: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.n
     means = faiss.Kmeans(x.shape[1], k, niter=20, spherical=True, seed=seed % (2**31), verbose=False, min_points_per_centroid=1, max_points_per_centroid=10**7)
     means.train(x)
     cosine, cluster = means.index.search(x, 1)
-    return means.centroids, cluster[:, 0].astype(np.int64), cosine[:, 0].astype(np.float64)
+    return np.asarray(means.centroids), cluster[:, 0].astype(np.int64), cosine[:, 0].astype(np.float64)
 
 
 def _clusters(space: str) -> Callable[[Facts, int, np.random.Generator], np.ndarray]:
@@ -120,8 +120,8 @@ def _clusters(space: str) -> Callable[[Facts, int, np.random.Generator], np.ndar
         turn = np.zeros(len(z), dtype=np.int64)
         seen: dict[int, int] = {}
         for i in shuffled:
-            turn[i] = seen.get(int(cluster[i]), 0)
-            seen[int(cluster[i])] = turn[i] + 1
+            among = seen.get(int(cluster[i]), 0)
+            turn[i], seen[int(cluster[i])] = among, among + 1
         return shuffled[np.argsort(turn[shuffled], kind="stable")]
 
     return order
@@ -149,7 +149,7 @@ def rank_rows(strategy: str, facts: Facts, picks: int, rng: np.random.Generator)
 
 
 def surface_features(texts: list[list[str]], d: int, seed: int) -> np.ndarray:
-    """(n, d) unit rows from words and words-at-positions alone, hashed with random signs: no model at all."""
+    """(n, d) unit rows from words and words-at-positions alone, each a named Gaussian direction: no model at all."""
     from curation.randomness import generator, key_of
 
     out = np.zeros((len(texts), d), dtype=np.float32)

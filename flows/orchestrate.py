@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.loop import curate
 from flows.run import Run
+from flows.watch import watch_server
 
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -31,6 +32,7 @@ def curate_with_prefect(run: Run) -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(run.lake.root / "prefect"))
+        watch_server(run.run_id)
     from prefect import flow
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 

@@ -191,12 +191,12 @@ def round_part(lake: Lake, record: dict[str, Any], number: int) -> dict[str, Any
     confirm = [c for c in line["comparisons"] if c["phase"] == "confirm"]
     gates = [c for c in main if c["phase"] == "confirm" and c["control"] in CONTROLS]
     untested = line["p"] is None and not line["alpha"]
-    labels = {"candidate": f"candidate: {show(line['strategy'], 24)}"}
+    labels = {"candidate": "candidate: random" if untested else f"candidate: {show(line['strategy'], 24)}"}
     return {
         **line, "metric": metric, "found": FOUND.get(line["decision"], show(line["decision"], 40)),
         "strictest": max(gates, key=lambda c: (c["p"], -(c["diff"] or 0)), default=None),
         "reason_parts": [show(w, 900) for w in ([line["reason"]] if untested else line["reason"].split("; "))],
-        "strategy": show(line["strategy"], 60), "confirm": confirm,
+        "strategy": show(line["strategy"], 60), "confirm": confirm, "untested": untested,
         "views": _views(status.arm_summary(lake, record, number), confirm, metric, labels),
         "screen": [c for c in main if c["phase"] == "screen"], "screened": bool(steps_of(record, "screen", number)),
     }  # fmt: skip

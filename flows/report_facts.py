@@ -22,6 +22,7 @@ LISTED_REGIONS = 64
 EXAMPLES = 6
 SOURCES = 12
 BIDI = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+UNJUDGED: dict[str, Any] = {"correct": None, "nll": None}
 CONTROLS = ("untargeted", "random", "length_matched")
 
 
@@ -125,7 +126,7 @@ def region_map(found: dict[str, Any]) -> dict[str, Any]:
 def line(row: dict[str, Any] | None, limit: int = CLIP) -> str:
     if not row:
         return "(text not in the lake any more)"
-    return show(f"{row['prompt']} → {row['response']}" if row["prompt"] else row["response"], limit)
+    return show(" → ".join(filter(None, (row["prompt"], row["response"]))), limit)
 
 
 def two(row: dict[str, Any] | None) -> tuple[str, str]:
@@ -190,7 +191,7 @@ def additions(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
 def _grown(lake: Lake, record: dict[str, Any], ref: Ref, arms: dict[str, list[str]]) -> dict[str, Any]:
     ids = arms.get("candidate", [])
     rows = lake.scan(ref, "rows").filter(pl.col("row_id").is_in(ids)).collect()
-    seen = {f["row_id"]: f for f in _features(lake, ref, ids)}
+    seen = _features(lake, ref, ids)
     made = {row["row_id"]: row for row in rows.rows(named=True)}
     order = [i for i in ids if i in made]
     examples = spread(order, EXAMPLES)
@@ -200,7 +201,7 @@ def _grown(lake: Lake, record: dict[str, Any], ref: Ref, arms: dict[str, list[st
         "kind": "grow", "added": len(order), "kept": len(ids) - len(order), "counts": _counts(lake, ref),
         "plans": dict(plans.most_common()), "wrong": sum(seen.get(i, {}).get("correct") is False for i in order),
         "examples": [
-            {"after": two(made[i]), "plan": _plan(made[i]["meta"]), **_judged(seen.get(i)),
+            {"after": two(made[i]), "plan": _plan(made[i]["meta"]), **seen.get(i, UNJUDGED),
              "before": [two(parents.get(p)) for p in made[i]["parents"] or []]} for i in examples
         ],
     }  # fmt: skip
@@ -211,25 +212,20 @@ def _chosen(lake: Lake, record: dict[str, Any], round: int, arms: dict[str, list
     others = set(arms.get(control or "", []))
     own = [i for i in ids if i not in others]
     examples, score = spread(own, EXAMPLES + 2), steps_of(record, "score", round)
-    seen = {f["row_id"]: f for f in _features(lake, score[-1], examples)} if score else {}
+    seen = _features(lake, score[-1], examples) if score else {}
     texts = texts_of(lake, record, examples)
     return {
         "kind": "choose", "added": len(ids), "control": control, "own": len(own),
         "examples": [
-            {"after": line(texts.get(i)), "label": show(texts.get(i, {}).get("label"), 60), **_judged(seen.get(i))}
+            {"after": line(texts.get(i)), "label": show(texts.get(i, {}).get("label"), 60), **seen.get(i, UNJUDGED)}
             for i in examples
         ],
     }  # fmt: skip
 
 
-def _features(lake: Lake, ref: Ref, ids: list[str]) -> list[dict[str, Any]]:
-    columns = ["row_id", "correct", "nll"]
-    return lake.scan(ref, "features").filter(pl.col("row_id").is_in(ids)).select(columns).collect().rows(named=True)
-
-
-def _judged(facts: dict[str, Any] | None) -> dict[str, Any]:
-    known = facts or {}
-    return {"correct": known.get("correct"), "nll": known.get("nll")}
+def _features(lake: Lake, ref: Ref, ids: list[str]) -> dict[str, dict[str, Any]]:
+    found = lake.scan(ref, "features").filter(pl.col("row_id").is_in(ids)).select("row_id", *UNJUDGED).collect()
+    return {row.pop("row_id"): row for row in found.rows(named=True)}
 
 
 def _plan(meta: str | None) -> str:
@@ -265,11 +261,14 @@ def dropped(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
     groups = [(part["source"][0], part) for part in sources]
     if len(sources) > SOURCES:
         groups = [(f"all {len(sources)} sources", lines)]
+    picked = [row for w in reasons for row in lines.filter(pl.col("why") == w).head(2).rows(named=True)]
+    texts = texts_of(lake, record, [i for r in picked for i in (r["row_id"], r["twin"]) if i])
+    sealed = sealed_rows(record, drops)
     flags = ledger.filter(pl.col("decision") != "drop").group_by("decision", "reason").len().sort("len")
     return {
         "table": [_source_line(name, part, reasons) for name, part in groups],
         "total": _source_line("all", lines, reasons), "reasons": [show(w, 60) for w in reasons],
-        "examples": _examples(lake, record, lines, reasons, sealed_rows(record, drops)),
+        "examples": [_example(r, texts, sealed) for r in picked],
         "flags": [(show(d, 20), show(r, 60), n) for d, r, n in flags.reverse().iter_rows()],
     }  # fmt: skip
 
@@ -286,14 +285,6 @@ def sealed_rows(record: dict[str, Any], drops: pl.DataFrame) -> set[str]:
     return set(drops.filter(hidden)["row_id"])
 
 
-def _examples(
-    lake: Lake, record: dict[str, Any], lines: pl.DataFrame, reasons: list[str], sealed: set[str]
-) -> list[dict[str, Any]]:
-    picked = [row for w in reasons for row in lines.filter(pl.col("why") == w).head(2).rows(named=True)]
-    texts = texts_of(lake, record, [i for r in picked for i in (r["row_id"], r["twin"]) if i])
-    return [_example(r, texts, sealed) for r in picked]
-
-
 def _example(r: dict[str, Any], texts: dict[str, dict[str, Any]], sealed: set[str]) -> dict[str, Any]:
     text, twin = "(no row was made of this record)", ""
     if r["row_id"] in sealed:
@@ -301,6 +292,6 @@ def _example(r: dict[str, Any], texts: dict[str, dict[str, Any]], sealed: set[st
     elif r["row_id"] in texts:
         text = line(texts[r["row_id"]])
         twin = (line(texts[r["twin"]]) if r["twin"] in texts else show(r["twin"], 120)) if r["is_row"] else ""
-    where = show(f"{r['source']}, {r['file']}, record {r['position']}", 120)
     measured = {k: r[k] if r["is_row"] else None for k in ("value", "threshold")}
+    where = show(f"{r['source']}, {r['file']}, record {r['position']}", 120)
     return {"reason": show(r["why"], 60), "where": where, "text": text, "twin": twin, **measured}

@@ -27,9 +27,10 @@ class Moments:
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The state of one shard of raw features (n, d); rows of zero length are left out, or they would bias it."""
+    """The state of one shard of raw features (n, d); rows of zero or no finite length are left out: they would bias it."""
     x = np.asarray(features, dtype=np.float64)
-    x = x[np.linalg.norm(x, axis=1) > 0]
+    norm = np.linalg.norm(x, axis=1)
+    x = x[(norm > 0) & np.isfinite(norm)]
     z = x / np.linalg.norm(x, axis=1, keepdims=True) if len(x) else x
     return Moments(z.T @ z, x.sum(0), float((x * x).sum()), len(x))
 

@@ -17,6 +17,8 @@ WARMUP_STEPS = 50  # or a tenth of a short training
 
 @dataclass(frozen=True)
 class Fitted:
+    """A trained model in eval mode, its optimiser steps, the tokens it read, and its last training loss."""
+
     model: nn.Module
     steps: int
     tokens: int
@@ -34,7 +36,7 @@ def fit(spec: Proxy, reader: Reader, rows: Encoded, seed: int, steps: int | None
     """A model trained on the rows: AdamW, linear warm-up and decay, gradients clipped at 1.
 
     `seed` fixes initialisation and order; arms of one replicate share it. The loss of a batch is the mean over
-    its response tokens. `train_nll` is the mean over the last tenth of the steps, in nats a row.
+    its response tokens. `train_nll` is the mean over the last tenth of the steps, in nats a token.
     """
     steps = spec.steps if steps is None else steps
     model = build_model(spec, reader, seed)
