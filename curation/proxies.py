@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation.decoder import Decoder, TokenRows, build_vocabulary, encode_rows, initialise, words_of
+from curation.decoder import UNKNOWN, Decoder, TokenRows, build_vocabulary, encode_rows, initialise, words_of
 from curation.errors import UserError
 from curation.head import EmbeddedRows, Head
 from curation.specs import Proxy
@@ -111,12 +111,18 @@ def _token_losses(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def row_losses(model: nn.Module, rows: Encoded) -> RowLosses:
-    """Losses of a batch, differentiable through `nll`; prompts are masked, each row is its own mean."""
+    """Losses of a batch, differentiable through `nll`; prompts are masked, each row is its own mean.
+
+    A row whose label the head does not know has no gradient and is not correct; nor is an unknown word.
+    """
     if isinstance(rows, EmbeddedRows):
         logits, answers, row = model(rows.x), rows.y, torch.arange(len(rows))
+        nll, el2n, correct = _token_losses(logits, answers)
+        nll = torch.where(answers >= 0, nll, nll.detach())
     else:
         logits, answers, row = model.target_logits(rows)  # type: ignore[operator]
-    nll, el2n, correct = _token_losses(logits, answers)
+        nll, el2n, correct = _token_losses(logits, answers)
+        correct &= answers != UNKNOWN
     count = torch.bincount(row, minlength=len(rows)).to(nll.dtype)
     zero = torch.zeros(len(rows), dtype=nll.dtype)
     wrong = torch.zeros(len(rows)).index_add(0, row, (~correct).float())
@@ -141,14 +147,20 @@ def batches(rows: Encoded, max_tokens: int = BATCH_TOKENS) -> Iterator[np.ndarra
 
 
 def predict(model: nn.Module, rows: Encoded) -> dict[str, np.ndarray]:
-    """Per-row outcomes without gradients: `correct` bool, `p_correct` (geometric mean per token), `nll`, `el2n`."""
+    """Per-row outcomes without gradients: `correct` bool, `p_correct` (geometric mean per token), `nll`, `el2n`.
+
+    An answer with a word or label that the reader does not know is never correct; its `p_correct` is 0.
+    """
     out = {k: np.zeros(len(rows)) for k in ("nll", "el2n", "correct")}
     with torch.no_grad():
         for index in batches(rows):
             losses = row_losses(model, rows.take(index))
             for name in out:
                 out[name][index] = getattr(losses, name).double().numpy()
-    known = np.ones(len(rows), dtype=bool) if isinstance(rows, TokenRows) else (rows.y >= 0).numpy()
+    if isinstance(rows, TokenRows):
+        known = ~(rows.target & (rows.ids == UNKNOWN)).any(1).numpy()
+    else:
+        known = (rows.y >= 0).numpy()
     return {
         "correct": out["correct"].astype(bool) & known,
         "p_correct": np.where(known, np.exp(-out["nll"]), 0.0),

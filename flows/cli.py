@@ -299,15 +299,9 @@ def _print_frame(frame: Any, as_json: bool, as_csv: bool) -> None:
 def explain(row_id: str, lake: LakeOption = Path("lake")) -> None:
     """Where a row came from, and everything that was decided about it."""
     from storage.artifacts import Lake
-    from storage.catalog import query as ask
+    from storage.catalog import explain_row
 
-    if not re.fullmatch(r"[0-9a-f]{4,32}", row_id):
-        raise UserError(f"{row_id!r} is no row id; ids are 32 hex digits: gradus sql \"select row_id, prompt from rows limit 5\"")
-    store = Lake(lake, create=False)
-    full = ask(store, f"select distinct row_id from rows where starts_with(row_id, '{row_id}') limit 3")["row_id"].to_list()
-    if len(full) != 1:
-        raise UserError(f"{len(full)} rows begin with {row_id}; give more digits" if full else f"no row {row_id} in {store.root}")
-    _print_frame(ask(store, f"from explain_row('{full[0]}')"), False, False)
+    _print_frame(explain_row(Lake(lake, create=False), row_id), False, False)
 
 
 @app.command()

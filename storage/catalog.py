@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -287,8 +288,25 @@ def fresh_catalog(lake: Lake) -> Path:
     return build_catalog(lake)
 
 
-def query(lake: Lake, sql: str) -> pl.DataFrame:
-    """What one SELECT gives on a fresh catalog; it can read this lake's files only, and write nothing."""
+def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
+    """(step, what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
+    if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
+        raise UserError(
+            f"{beginning!r} is no row id; ids are 32 hex digits: gradus sql \"select row_id, prompt from rows limit 5\""
+        )
+    found = query(lake, "select distinct row_id from every_row where starts_with(row_id, ?) limit 3", [beginning])
+    if len(found) != 1:
+        many = f"more than one row begins with {beginning}; give more digits"
+        raise UserError(many if len(found) else f"no row {beginning} in {lake.root}")
+    # A macro takes no bound values; `literal` quotes, and the id is hex digits only.
+    return query(lake, f"from explain_row({literal(found['row_id'][0])})")
+
+
+def query(lake: Lake, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
+    """What one SELECT gives on a fresh catalog; it can read this lake's files only, and write nothing.
+
+    `values` are bound to the `?` of the statement.
+    """
     with duckdb.connect(fresh_catalog(lake), read_only=True, config={"threads": _threads()}) as connection:
         allowed = sorted({f"{lake.root}/", _unglobbed(f"{lake.root}/")})
         connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
@@ -301,10 +319,10 @@ def query(lake: Lake, sql: str) -> pl.DataFrame:
                     "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and "
                     f"changes nothing; got: {', '.join(s.type.name for s in statements) or 'no statement'}"
                 )
-            found = pl.DataFrame(connection.sql(sql).to_arrow_table())
+            found = pl.DataFrame(connection.sql(sql, params=list(values)).to_arrow_table())
             return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
         except duckdb.IOException as error:
-            raise DataError(f"the lake lost a file: {error}; `gradus doctor` names the artifact") from error
+            raise DataError(f"the lake lost a file: {error}; from artifacts where missing_files > 0 names the artifact") from error
         except duckdb.Error as error:
             raise UserError(
                 f"{error}\nviews and macros: `show tables`, `describe rows`, explain_row(id)"

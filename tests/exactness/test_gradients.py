@@ -154,7 +154,7 @@ def test_cosines_of_the_sketch_are_as_good_as_of_an_ideal_projection(decoder, ex
     ideal = agreement(exact @ dense)
     spread = truth.std()
     assert ideal == pytest.approx(spread / np.sqrt(spread**2 + 1 / D), abs=0.03)
-    for width, loss in ((WIDE, 0.01), (32, 0.02)):
+    for width, loss in ((WIDE, 0.02), (32, 0.03)):
         ours = [agreement(row_gradients(model, layers, rows, D, width, seed).feature) for seed in (3, 4)]
         print(f"cosines against exact: d={D} fold={width} {np.round(ours, 4)}, ideal {ideal:.4f}, spread {spread:.4f}")
         assert min(ours) > ideal - loss
