@@ -31,6 +31,8 @@ StrategyName = Literal[
 
 
 class Spec(BaseModel):
+    """Base of the specs: frozen, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -45,6 +47,8 @@ class FieldMap(Spec):
 
 
 class Source(Spec):
+    """One source of the pool: where its records are and which of their keys are which field."""
+
     name: str = Field(description="row ids and --source NAME=PATH use it", pattern=r"^[A-Za-z0-9_.-]+$")
     path: str | None = Field(default=None, description="a file, a glob, or hf://owner/name for a hub data set; relative to the recipe")
     embedded: bool = Field(default=False, description="rows come from the embedded generator instead of a path")
@@ -54,6 +58,8 @@ class Source(Spec):
 
 
 class Suite(Spec):
+    """One evaluation set: where its items come from, its distribution and what it is used for."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     path: str | None = Field(default=None, description="a file or glob; relative to the recipe")
     embedded: bool = Field(default=False, description="items come from the embedded generator")
@@ -97,6 +103,8 @@ class Proxy(Spec):
 
 
 class Budget(Spec):
+    """The size of the set, and what a run may cost."""
+
     rows: int | None = Field(default=None, gt=0, description="rows of the set; default: the whole pool")
     tokens: int | None = Field(default=None, gt=0, description="tokens of the set, in place of rows")
     added_rows: int = Field(default=0, ge=0, description="rows added a round (work = grow)")
@@ -105,16 +113,22 @@ class Budget(Spec):
 
 
 class Synthesize(Spec):
+    """New rows: by which generator, and how many to choose from."""
+
     generator: Literal["embedded", "recombine"] | None = Field(default=None, description="embedded: the generator of the embedded corpus; recombine: exchange fragments of existing rows")
     candidates: int = Field(default=2000, gt=0, description="verified candidates a round and replicate")
 
 
 class Select(Spec):
+    """How sets are composed."""
+
     strategies: tuple[StrategyName, ...] = Field(default=("errors_logdet",), description="strategies that compete in the screen, in this order")
     regions: int | None = Field(default=None, ge=2, description="clusters of the region map; default: about the square root of twice the rows")
 
 
 class Decide(Spec):
+    """What is compared, how often, and which gain is worth having."""
+
     work: Literal["grow", "choose"] = Field(default="choose", description="grow: base plus rows accepted this round; choose: a fresh draw of the budget from the pool")
     endpoint: Literal["accuracy", "p_correct"] = Field(default="accuracy", description="what is averaged over the OOD judge suites; fixed beforehand")
     smallest_gain_points: float = Field(default=2.0, gt=0, description="the smallest gain worth having")

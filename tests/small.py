@@ -30,10 +30,14 @@ def world_frame(rows: int, index: int = 0) -> pl.DataFrame:
         if record["response"] and solve(record["prompt"]) == record["response"]:
             pairs.append((record["prompt"], record["response"]))
     columns = {"row_id": [f"r{i}" for i in range(len(pairs))], "prompt": [p for p, _ in pairs]}
-    return pl.DataFrame({**columns, "response": [r for _, r in pairs]}, schema_overrides={"prompt": pl.String})
+    return pl.DataFrame(
+        {**columns, "response": [r for _, r in pairs]}, schema_overrides={"prompt": pl.String}
+    )
 
 
-def trained_decoder(rows: int = 96, spec: Proxy = SPEC) -> tuple[nn.Module, dict[str, nn.Linear], Encoded, Reader]:
+def trained_decoder(
+    rows: int = 96, spec: Proxy = SPEC
+) -> tuple[nn.Module, dict[str, nn.Linear], Encoded, Reader]:
     """A decoder after some steps on a world, frozen; its hidden layers; the rows; the reader."""
     frame = world_frame(2 * rows).head(rows)
     reader = make_reader(spec, frame)
@@ -57,13 +61,17 @@ class Linear(nn.Module):
 
 
 def linear_rows(x: np.ndarray, y: list[int]) -> EmbeddedRows:
-    return EmbeddedRows(torch.as_tensor(x, dtype=torch.float32), torch.tensor(y), torch.ones(len(y), dtype=torch.long))
+    return EmbeddedRows(
+        torch.as_tensor(x, dtype=torch.float32), torch.tensor(y), torch.ones(len(y), dtype=torch.long)
+    )
 
 
 def linear_gradients(weight: np.ndarray, x: np.ndarray, y: list[int]) -> RowGradients:
     """Gradients of a linear softmax, sketched to so many dimensions that the sketch only permutes and signs."""
     model = Linear(torch.as_tensor(weight, dtype=torch.float32))
-    return row_gradients(model, {"head": model.head}, linear_rows(x, y), d=weight.size, fold_width=10**6, seed=3)
+    return row_gradients(
+        model, {"head": model.head}, linear_rows(x, y), d=weight.size, fold_width=10**6, seed=3
+    )
 
 
 def identity_unsketch(feature: np.ndarray, signs: Tensor, rolls: np.ndarray, p: int) -> np.ndarray:

@@ -70,10 +70,12 @@ class CellResult:
 
     @property
     def rate(self) -> float:
+        """Events a loop."""
         return self.events / self.loops
 
     @property
     def passes(self) -> bool:
+        """Whether a null cell is at or under its bound; true for cells without one."""
         return self.bound is None or self.events <= self.bound
 
 

@@ -17,7 +17,7 @@ def quotas(strata: np.ndarray, budget: int) -> dict[int, int]:
     exact = counts * budget / len(strata)
     take = np.minimum(np.maximum(np.floor(exact), 1 if budget >= len(names) else 0), counts).astype(int)
     while take.sum() > budget:
-        take[np.argmax(take - exact)] -= 1
+        take[np.argmax(np.where(take > 1, take - exact, -np.inf))] -= 1
     for i in np.argsort(-(exact - take), kind="stable"):
         if take.sum() < budget and take[i] < counts[i]:
             take[i] += 1
@@ -27,26 +27,26 @@ def quotas(strata: np.ndarray, budget: int) -> dict[int, int]:
 
 
 def equalise_tokens(chosen: np.ndarray, reserve: np.ndarray, tokens: np.ndarray, strata: np.ndarray, target: float, tolerance: float = TOKEN_TOLERANCE) -> np.ndarray:
-    """The chosen rows with the fewest swaps, last ranks first, that bring their tokens within `tolerance` of `target`.
+    """The chosen rows after swaps, last ranks first, that bring their tokens within `tolerance` of `target`.
 
-    A swap takes the earliest reserve row of the same stratum that moves the sum toward the target without
-    passing it by more than the tolerance. What cannot be reached is left as near as it got.
+    A swap takes the earliest reserve row of the same stratum that brings the sum nearer to the target; ranks are
+    gone through again as long as that helps. What cannot be reached is left where no swap brings it nearer.
     """
-    chosen, total = chosen.copy(), float(tokens[chosen].sum())
-    waiting: dict[int, list[int]] = {}
-    for j in reserve:
-        waiting.setdefault(int(strata[j]), []).append(int(j))
-    for at in range(len(chosen) - 1, -1, -1):
-        gap = target - total
-        if abs(gap) <= tolerance * target:
-            break
-        pool = waiting.get(int(strata[chosen[at]]), [])
-        for where, j in enumerate(pool):
-            change = float(tokens[j] - tokens[chosen[at]])
-            if change * gap > 0 and abs(gap - change) < abs(gap):
-                pool[where], chosen[at] = int(chosen[at]), j
-                total += change
-                break
+    chosen, gap = chosen.copy(), target - float(tokens[chosen].sum())
+    waiting = {int(s): reserve[strata[reserve] == s] for s in np.unique(strata[chosen])}
+    before = np.inf
+    while abs(gap) < before:
+        before = abs(gap)
+        for at in range(len(chosen) - 1, -1, -1):
+            if abs(gap) <= tolerance * target:
+                return chosen
+            pool = waiting[int(strata[chosen[at]])]
+            change = tokens[pool] - tokens[chosen[at]]
+            nearer = np.flatnonzero(np.abs(gap - change) < abs(gap))
+            if len(nearer):
+                where = nearer[0]
+                pool[where], chosen[at] = chosen[at], pool[where]
+                gap -= float(change[where])
     return chosen
 
 

@@ -9,7 +9,7 @@ import polars as pl
 def parent_weights(regions: pl.DataFrame, region_table: pl.DataFrame) -> np.ndarray:
     """(n,) probabilities of the rows of `regions` as parents: steer error of their region over its size.
 
-    A region without steer items has the mean error of the others. Uniform when nothing fails.
+    A region without steer items has the mean error of the others. When nothing fails, regions (not rows) are alike.
     """
     table = region_table.sort("region")
     error = table["steer_error"].to_numpy().astype(np.float64)

@@ -9,15 +9,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.decoder import (
-    END, PAD, SEP, SPECIALS, UNKNOWN, Decoder, build_vocabulary, encode_rows, initialise, words_of,
-)  # fmt: skip
+    END,
+    PAD,
+    SEP,
+    SPECIALS,
+    UNKNOWN,
+    Decoder,
+    build_vocabulary,
+    encode_rows,
+    initialise,
+    words_of,
+)
 
 VOCABULARY = build_vocabulary(["a b c d e f ."], 64)
 sentences = st.lists(st.sampled_from(["a", "b", "c", "new", "."]), max_size=12).map(" ".join)
 
 
 def test_words_and_single_marks() -> None:
-    assert words_of("Don't stop_it, 3.5<sep>!") == ["Don", "'", "t", "stop_it", ",", "3", ".", "5", "<", "sep", ">", "!"]
+    assert words_of("Don't stop_it, 3.5<sep>!") == [
+        "Don",
+        "'",
+        "t",
+        "stop_it",
+        ",",
+        "3",
+        ".",
+        "5",
+        "<",
+        "sep",
+        ">",
+        "!",
+    ]
     assert words_of("") == []
 
 

@@ -12,19 +12,34 @@ from hypothesis import strategies as st
 from curation.errors import UserError
 from curation.head import EmbeddedRows
 from curation.proxies import (
-    batches, build_model, check_labels, encode, frozen_copy, layers_of, make_reader, predict, row_losses, token_counts,
-)  # fmt: skip
+    batches,
+    build_model,
+    check_labels,
+    encode,
+    frozen_copy,
+    layers_of,
+    make_reader,
+    predict,
+    row_losses,
+    token_counts,
+)
 from curation.score.gradients import row_gradients
 from curation.specs import Proxy
 from tests.small import SPEC, Linear, linear_rows, world_frame
 
 HEAD = Proxy(kind="head", width=8, embedding_scale=2.0)
-texts = st.lists(st.tuples(st.text("ab c.", max_size=30), st.text("ab c.", max_size=30)), min_size=1, max_size=6)
+texts = st.lists(
+    st.tuples(st.text("ab c.", max_size=30), st.text("ab c.", max_size=30)), min_size=1, max_size=6
+)
 
 
 def labelled(labels: list[str | None]) -> pl.DataFrame:
     n = len(labels)
-    columns = {"row_id": [f"r{i}" for i in range(n)], "prompt": [f"word number {i}" for i in range(n)], "response": [""] * n}
+    columns = {
+        "row_id": [f"r{i}" for i in range(n)],
+        "prompt": [f"word number {i}" for i in range(n)],
+        "response": [""] * n,
+    }
     return pl.DataFrame({**columns, "label": labels}, schema_overrides={"label": pl.String})
 
 
@@ -129,4 +144,7 @@ def test_layers_of_the_proxies_and_a_frozen_copy() -> None:
     assert list(layers_of(build_model(HEAD, head_rows([])[0], 1), "hidden")) == ["up", "head"]
     copy = frozen_copy(build_model(SPEC, reader, 3), model.state_dict())
     assert not copy.training
-    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) and not b.requires_grad
+        for a, b in zip(model.parameters(), copy.parameters(), strict=True)
+    )

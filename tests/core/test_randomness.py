@@ -31,7 +31,18 @@ def test_other_names_give_other_keys(a: tuple[int, str, int], b: tuple[int, str,
 
 
 def test_parts_of_a_name_do_not_run_together() -> None:
-    assert len({key_of(1, "a", "b"), key_of(1, "ab"), key_of(1, "a", "b", ""), key_of(1, "", "ab"), key_of(11, "a", "b")}) == 5
+    assert (
+        len(
+            {
+                key_of(1, "a", "b"),
+                key_of(1, "ab"),
+                key_of(1, "a", "b", ""),
+                key_of(1, "", "ab"),
+                key_of(11, "a", "b"),
+            }
+        )
+        == 5
+    )
 
 
 def test_streams_of_two_names_are_unrelated() -> None:

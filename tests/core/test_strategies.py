@@ -24,7 +24,9 @@ def facts_of(seed: int, n: int, m: int = 0, d: int = 6, error: float = 0.4) -> F
     return Facts(draw.random(n) < error, *z[:3], *(z[3:] if m else (None,) * 3))
 
 
-def planted(sizes: list[int], d: int = 16, spread: float = 0.05, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def planted(
+    sizes: list[int], d: int = 16, spread: float = 0.05, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Unit rows around orthogonal centres, shuffled, and the cluster of each."""
     draw = generator(seed, "planted")
     cluster = draw.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -45,12 +47,19 @@ def test_an_order_has_every_candidate_once(strategy: str, seed: int, n: int, m: 
     assert np.array_equal(order, rank_rows(strategy, facts, picks, rng(seed)))  # determined by the seed
 
 
-@given(st.integers(0, 99), st.integers(1, 20), st.floats(0, 1), st.sampled_from(["errors_first", "errors_logdet"]))
+@given(
+    st.integers(0, 99),
+    st.integers(1, 20),
+    st.floats(0, 1),
+    st.sampled_from(["errors_first", "errors_logdet"]),
+)
 @settings(deadline=None)
 def test_errors_really_come_first(seed: int, n: int, error: float, strategy: str) -> None:
     facts = facts_of(seed, n, error=error)
     for picks in (n // 2, n):
-        taken = facts.wrong[rank_rows(strategy, facts, picks, rng(seed))][: picks if strategy == "errors_logdet" else n]
+        taken = facts.wrong[rank_rows(strategy, facts, picks, rng(seed))][
+            : picks if strategy == "errors_logdet" else n
+        ]
         assert not np.any(~taken[:-1] & taken[1:])  # never a right one before a wrong one
 
 
@@ -77,7 +86,9 @@ def test_logdet_works_in_its_own_space(space: str) -> None:
 def test_kcenter_covers_planted_clusters(space: str) -> None:
     z, cluster = planted([200, 40, 8, 2, 1])
     given_rows = z[np.isin(cluster, [0, 2])][:30]
-    facts = Facts(np.zeros(len(z), bool), **{space: z, **({} if space == "gradient" else {"gradient": z[:, :1]})})
+    facts = Facts(
+        np.zeros(len(z), bool), **{space: z, **({} if space == "gradient" else {"gradient": z[:, :1]})}
+    )
     for seed in range(5):
         assert set(cluster[rank_rows(f"{space}_kcenter", facts, 5, rng(seed))[:5]]) == {0, 1, 2, 3, 4}
     conditional = Facts(**{**vars(facts), "given_" + space: np.concatenate([given_rows, z[cluster == 2]])})
@@ -111,7 +122,7 @@ def test_clusters_are_taken_in_turn() -> None:
 
 
 def test_kmeans_of_planted_clusters_is_the_same_every_time() -> None:
-    z, cluster = planted([40, 40, 40])
+    z, _ = planted([40, 40, 40])
     centroids, found, cosine = spherical_kmeans(z, 3, 2**40 + 1)
     again = spherical_kmeans(z, 3, 2**40 + 1)
     assert all(np.array_equal(a, b) for a, b in zip((centroids, found, cosine), again, strict=True))
@@ -143,7 +154,9 @@ def test_surface_features_see_words_and_places_only() -> None:
     z = surface_features(texts, 256, 3)
     cosine = z @ z.T
     assert cosine[0, 1] == pytest.approx(1, abs=1e-6)
-    assert cosine[0, 2] == pytest.approx(4 / 6, abs=0.25)  # three words and one place of six features in common
+    assert cosine[0, 2] == pytest.approx(
+        4 / 6, abs=0.25
+    )  # three words and one place of six features in common
     assert abs(cosine[0, 3]) < 0.3
     assert not z[4].any()
     assert np.array_equal(z[2], surface_features(texts[2:3], 256, 3)[0])  # a row depends on nothing else

@@ -9,10 +9,23 @@ import pytest
 
 from curation.randomness import generator
 from curation.world import (
-    FILLERS, LETTERS, SKILLS, SUITES, World, make_world, mutate, pool_records, region_of, solve, suite_rows, write_row,
-)  # fmt: skip
+    FILLERS,
+    LETTERS,
+    SKILLS,
+    SUITES,
+    World,
+    make_world,
+    mutate,
+    pool_records,
+    region_of,
+    solve,
+    suite_rows,
+    write_row,
+)
 
-ALL_REGIONS = [(skill, *arguments) for skill, (_, all_arguments) in SKILLS.items() for arguments in all_arguments]
+ALL_REGIONS = [
+    (skill, *arguments) for skill, (_, all_arguments) in SKILLS.items() for arguments in all_arguments
+]
 
 
 @pytest.fixture(scope="module", params=[0, 5])
@@ -33,12 +46,25 @@ def records(world: World, rows: int) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("prompt", "answer"),
     [
-        ("mora tisu replace a c b a d a e", "b c d c e"), ("swap a b a b c", "b a c"), ("x set 2 h a b c", "a h c"),
-        ("mask a a b a", "_ b _"), ("fill c a b", "c c"), ("reverse a b c", "c b a"), ("one two three copy a b", "a b"),
-        ("replace a a b", None), ("swap b a c", None), ("reverse", None), ("copy a mora", None), ("copy ab", None),
-        ("mora tisu a b", None), ("copy reverse a b", None), ("set 6 a b c d e f", None), ("", None), ("mask z a", None),
+        ("mora tisu replace a c b a d a e", "b c d c e"),
+        ("swap a b a b c", "b a c"),
+        ("x set 2 h a b c", "a h c"),
+        ("mask a a b a", "_ b _"),
+        ("fill c a b", "c c"),
+        ("reverse a b c", "c b a"),
+        ("one two three copy a b", "a b"),
+        ("replace a a b", None),
+        ("swap b a c", None),
+        ("reverse", None),
+        ("copy a mora", None),
+        ("copy ab", None),
+        ("mora tisu a b", None),
+        ("copy reverse a b", None),
+        ("set 6 a b c d e f", None),
+        ("", None),
+        ("mask z a", None),
     ],
-)  # fmt: skip
+)
 def test_answers(prompt: str, answer: str | None) -> None:
     assert solve(prompt) == answer
 
@@ -108,7 +134,9 @@ def test_the_pool_has_seen_regions_only(world: World) -> None:
     assert not away & set(regions)
     top = max(set(regions), key=regions.count)
     share = world.probability[world.seen.index(top)]
-    assert regions.count(top) / len(regions) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 1500) + 0.02)
+    assert regions.count(top) / len(regions) == pytest.approx(
+        share, abs=4 * np.sqrt(share * (1 - share) / 1500) + 0.02
+    )
 
 
 def test_the_pool_has_the_stated_dirt(world: World) -> None:
@@ -118,7 +146,12 @@ def test_the_pool_has_the_stated_dirt(world: World) -> None:
     empty = sum(not r["response"] for r in found)
     wrong = sum(bool(r["response"]) and solve(r["prompt"]) != r["response"] for r in found)
     copies = len(lines) - len(set(lines))
-    for count, share in ((len(lines) - len(found), 0.01), (empty, 0.01), (copies, 0.03), (len(lines) - n, 0.08)):
+    for count, share in (
+        (len(lines) - len(found), 0.01),
+        (empty, 0.01),
+        (copies, 0.03),
+        (len(lines) - n, 0.08),
+    ):
         assert count == pytest.approx(share * n, abs=5 * np.sqrt(share * n))
     assert wrong == pytest.approx(0.0212 * n, abs=5 * np.sqrt(0.0212 * n))  # copies of wrong rows are wrong
 

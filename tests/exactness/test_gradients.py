@@ -15,7 +15,14 @@ from curation.head import EmbeddedRows, Head
 from curation.proxies import layers_of
 from curation.randomness import generator
 from curation.score import gradients
-from curation.score.gradients import TOLERANCE_FP32, Sketcher, exact_row_gradients, fold, row_gradients, sketch
+from curation.score.gradients import (
+    TOLERANCE_FP32,
+    Sketcher,
+    exact_row_gradients,
+    fold,
+    row_gradients,
+    sketch,
+)
 from tests.small import identity_unsketch, trained_decoder
 
 WIDE = 10**6  # no side is folded
@@ -39,7 +46,11 @@ def head_and_rows(n: int = 24):
     model.eval().requires_grad_(False)
     rng = generator(8, "head rows")
     x = torch.from_numpy(rng.standard_normal((n, 12)).astype(np.float32)) * 3
-    return model, layers_of(model, "hidden"), EmbeddedRows(x, torch.from_numpy(rng.integers(0, 6, n)), torch.ones(n, dtype=torch.long))
+    return (
+        model,
+        layers_of(model, "hidden"),
+        EmbeddedRows(x, torch.from_numpy(rng.integers(0, 6, n)), torch.ones(n, dtype=torch.long)),
+    )
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
@@ -57,7 +68,9 @@ def of_layers(flat: np.ndarray, layers: dict[str, torch.nn.Linear]) -> dict[str,
     return dict(zip(layers, np.split(flat, np.cumsum(sizes)[:-1], axis=1), strict=True))
 
 
-def project_exact(flat: np.ndarray, layers: dict[str, torch.nn.Linear], d: int, width: int, seed: int) -> np.ndarray:
+def project_exact(
+    flat: np.ndarray, layers: dict[str, torch.nn.Linear], d: int, width: int, seed: int
+) -> np.ndarray:
     """The engine's projection applied to full gradients: both sides folded, then sketched, summed over layers."""
     sketcher = Sketcher(layers, d, width, seed)
     total = torch.zeros(len(flat), d)
@@ -118,8 +131,14 @@ def test_batches_and_order_change_nothing_for_the_head() -> None:
     model, layers, rows = head_and_rows(40)
     whole = row_gradients(model, layers, rows, 64, 8, 3)
     order = generator(1, "order").permutation(len(rows))
-    assert relative(row_gradients(model, layers, rows.take(order), 64, 8, 3).feature, whole.feature[order]) < TOLERANCE_FP32
-    assert relative(row_gradients(model, layers, rows.take([7]), 64, 8, 3).feature, whole.feature[[7]]) < TOLERANCE_FP32
+    assert (
+        relative(row_gradients(model, layers, rows.take(order), 64, 8, 3).feature, whole.feature[order])
+        < TOLERANCE_FP32
+    )
+    assert (
+        relative(row_gradients(model, layers, rows.take([7]), 64, 8, 3).feature, whole.feature[[7]])
+        < TOLERANCE_FP32
+    )
 
 
 def test_the_seed_names_the_projection(decoder) -> None:
@@ -150,24 +169,31 @@ def test_cosines_of_the_sketch_are_as_good_as_of_an_ideal_projection(decoder, ex
     def agreement(features: np.ndarray) -> float:
         return float(np.corrcoef(pairwise_cosines(features), truth)[0, 1])
 
-    dense = generator(9, "dense").integers(0, 2, (exact.shape[1], D), dtype=np.int8).astype(np.float32) * 2 - 1
+    dense = (
+        generator(9, "dense").integers(0, 2, (exact.shape[1], D), dtype=np.int8).astype(np.float32) * 2 - 1
+    )
     ideal = agreement(exact @ dense)
     spread = truth.std()
     assert ideal == pytest.approx(spread / np.sqrt(spread**2 + 1 / D), abs=0.03)
     for width, loss in ((WIDE, 0.02), (32, 0.03)):
         ours = [agreement(row_gradients(model, layers, rows, D, width, seed).feature) for seed in (3, 4)]
-        print(f"cosines against exact: d={D} fold={width} {np.round(ours, 4)}, ideal {ideal:.4f}, spread {spread:.4f}")
+        print(
+            f"cosines against exact: d={D} fold={width} {np.round(ours, 4)}, ideal {ideal:.4f}, spread {spread:.4f}"
+        )
         assert min(ours) > ideal - loss
 
 
-def test_the_sketch_is_unbiased() -> None:
+@pytest.mark.parametrize("reduce", ["sketch", "fold"])
+def test_the_projections_are_unbiased(reduce: str) -> None:
     rng = generator(5, "pairs")
     u, v = torch.from_numpy(rng.standard_normal((2, 300)).astype(np.float32))
     v = v + u
     products = []
     for seed in range(400):
         signs = torch.from_numpy(generator(seed, "s").integers(0, 2, 300).astype(np.float32) * 2 - 1)
-        f = sketch(torch.stack([u, v]), 32, signs, generator(seed, "r").integers(0, 32, 10))
+        both = torch.stack([u, v])
+        rolls = generator(seed, "r").integers(0, 32, 10)
+        f = sketch(both, 32, signs, rolls) if reduce == "sketch" else fold(both, 32, signs)
         products.append(float(f[0] @ f[1]))
     error = np.std(products) / np.sqrt(len(products))
     assert np.mean(products) == pytest.approx(float(u @ v), abs=4 * error)
@@ -175,7 +201,9 @@ def test_the_sketch_is_unbiased() -> None:
 
 @given(st.integers(0, 99), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
 @settings(deadline=None)
-def test_fold_then_outer_product_is_folding_the_gradient(seed: int, width: int, n_in: int, n_out: int, tokens: int) -> None:
+def test_fold_then_outer_product_is_folding_the_gradient(
+    seed: int, width: int, n_in: int, n_out: int, tokens: int
+) -> None:
     rng = generator(seed, "logra")
     a, e = (torch.from_numpy(rng.standard_normal((tokens, k))) for k in (n_in, n_out))
     sign_in, sign_out = (torch.from_numpy(rng.choice([-1.0, 1.0], k)) for k in (n_in, n_out))

@@ -24,7 +24,9 @@ def g_vendi(features: np.ndarray, order: float = 1.0) -> float:
     return vendi(moments(features), order)
 
 
-@pytest.mark.parametrize(("order", "expected"), [(1, 1.8899), (2, 1.8), (INF, 1.5), (0.1, 1.988), (0.5, 1.943)])
+@pytest.mark.parametrize(
+    ("order", "expected"), [(1, 1.8899), (2, 1.8), (INF, 1.5), (0.1, 1.988), (0.5, 1.943)]
+)
 def test_a_duplicated_pair_and_a_single(order: float, expected: float) -> None:
     assert g_vendi(PAIR_AND_SINGLE, order) == pytest.approx(expected, abs=6e-4 if order < 1 else 5e-5)
     kernel = PAIR_AND_SINGLE @ PAIR_AND_SINGLE.T
@@ -38,7 +40,10 @@ def test_orthonormal_blocks(order: float, expected: float) -> None:
 
 @pytest.mark.parametrize(("d", "mean", "sd"), [(64, 2.769, 0.018), (256, 2.786, 0.008), (1024, 2.799, 0.001)])
 def test_blocks_after_a_random_projection(d: int, mean: float, sd: float) -> None:
-    scores = [g_vendi(BLOCKS @ generator(s, "signs", d).choice([-1.0, 1.0], (3, d))) for s in range(8 if d < 1000 else 2)]
+    scores = [
+        g_vendi(BLOCKS @ generator(s, "signs", d).choice([-1.0, 1.0], (3, d)))
+        for s in range(8 if d < 1000 else 2)
+    ]
     assert np.mean(scores) == pytest.approx(mean, abs=3 * sd)
     blocks = BLOCKS @ generator(0, "signs", d).choice([-1.0, 1.0], (3, d))
     assert g_vendi(blocks, 0.1) <= 3 + 1e-6  # rounding noise in the other d - 3 eigenvalues is no diversity
@@ -90,15 +95,24 @@ def test_the_score_is_blind_to_signs(labels: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "coherence", "diversity"),
-    [([(1, 0), (1, 0), (0, 1)], 5 / 3, 1.8899), ([(3, 0), (0, 4)], 1, 2), ([(1, 0), (-1, 0)], 0, 1), ([(2, 1)] * 6, 6, 1)],
+    [
+        ([(1, 0), (1, 0), (0, 1)], 5 / 3, 1.8899),
+        ([(3, 0), (0, 4)], 1, 2),
+        ([(1, 0), (-1, 0)], 0, 1),
+        ([(2, 1)] * 6, 6, 1),
+    ],
 )
-def test_m_coherence_sees_what_the_score_does_not(rows: list[tuple[int, int]], coherence: float, diversity: float) -> None:
+def test_m_coherence_sees_what_the_score_does_not(
+    rows: list[tuple[int, int]], coherence: float, diversity: float
+) -> None:
     state = moments(np.array(rows))
     assert m_coherence(state) == pytest.approx(coherence, abs=1e-12)
     assert vendi(state) == pytest.approx(diversity, abs=5e-5)
 
 
-@pytest.mark.parametrize(("n", "d", "formula"), [(256, 256, 155.3), (1000, 1024, 613.7), (1024, 256, 225.9), (10_000, 1024, 972.9)])
+@pytest.mark.parametrize(
+    ("n", "d", "formula"), [(256, 256, 155.3), (1000, 1024, 613.7), (1024, 256, 225.9), (10_000, 1024, 972.9)]
+)
 def test_ceiling_formula(n: int, d: int, formula: float) -> None:
     assert ceiling(n, d) == pytest.approx(formula, abs=0.06)
     assert ceiling(0, d) == 0.0

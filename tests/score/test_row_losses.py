@@ -21,7 +21,10 @@ def decoder(seed: int = 1) -> Decoder:
 
 
 def rows(*pairs: tuple[list[int], list[int]], width: int = 10) -> TokenRows:
-    ids, target = torch.zeros(len(pairs), width, dtype=torch.long), torch.zeros(len(pairs), width, dtype=torch.bool)
+    ids, target = (
+        torch.zeros(len(pairs), width, dtype=torch.long),
+        torch.zeros(len(pairs), width, dtype=torch.bool),
+    )
     for i, (prompt, response) in enumerate(pairs):
         ids[i, : len(prompt) + len(response)] = torch.tensor(prompt + response)
         target[i, len(prompt) : len(prompt) + len(response)] = True
@@ -100,6 +103,8 @@ def test_padding_changes_nothing() -> None:
 
 def test_length_only_rescales_a_repeated_mean() -> None:
     model = decoder()
-    found = row_gradients(model, layers_of(model, "hidden"), rows(([5, 1], [4, 2]), ([5, 1], [4, 2])), 64, 256, 7)
+    found = row_gradients(
+        model, layers_of(model, "hidden"), rows(([5, 1], [4, 2]), ([5, 1], [4, 2])), 64, 256, 7
+    )
     np.testing.assert_allclose(found.feature[0], found.feature[1], rtol=1e-5, atol=1e-7)
     assert found.n_tokens.tolist() == [2, 2]

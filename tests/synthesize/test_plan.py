@@ -1,0 +1,72 @@
+"""Where new rows are needed: small regions that fail come first."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.rows import REGION_TABLE, REGIONS
+from curation.synthesize.plan import describe_plan, parent_weights
+
+
+def plan(
+    sizes: list[int], errors: list[float | None], shuffle: bool = False
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    region = np.repeat(np.arange(len(sizes)), sizes)
+    rows = pl.DataFrame(
+        {"row_id": [str(i) for i in range(len(region))], "proxy": "p", "region": region, "distance": 0.0},
+        schema=REGIONS,
+    )
+    lines = [
+        ("p", r, n, n / sum(sizes), 0.9, e, 1.0, n < np.median(sizes), f"word{r}", [], 0.0, 0.0)
+        for r, (n, e) in enumerate(zip(sizes, errors, strict=True))
+    ]
+    table = pl.DataFrame(lines, schema=REGION_TABLE, orient="row")
+    return rows, table.sort("region", descending=True) if shuffle else table
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.none() | st.floats(0, 1)), min_size=1, max_size=8).filter(
+        lambda x: sum(n for n, _ in x) > 0
+    )
+)
+def test_weights_are_probabilities(regions: list[tuple[int, float | None]]) -> None:
+    sizes, errors = [n for n, _ in regions], [e for _, e in regions]
+    weights = parent_weights(*plan(sizes, errors, shuffle=True))
+    assert weights.shape == (sum(sizes),)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights > 0).all()
+    np.testing.assert_allclose(weights, parent_weights(*plan(sizes, errors)))
+
+
+def test_small_failing_regions_are_preferred() -> None:
+    rows, table = plan([100, 100, 5, 5], [0.1, 0.8, 0.1, 0.8])
+    weights = parent_weights(rows, table)
+    each = [weights[rows["region"].to_numpy() == r][0] for r in range(4)]
+    assert each[3] > each[2] > each[1] > each[0]
+    assert each[3] / each[1] == pytest.approx(20)  # twenty times smaller
+    assert each[1] / each[0] == pytest.approx(0.81 / 0.11)
+
+
+def test_regions_share_the_parents_by_their_error() -> None:
+    rows, table = plan([50, 10, 2], [0.09, 0.29, 0.59])
+    weights = parent_weights(rows, table)
+    of_region = [weights[rows["region"].to_numpy() == r].sum() for r in range(3)]
+    assert of_region == pytest.approx([0.1, 0.3, 0.6])
+
+
+def test_a_region_without_steer_items_has_the_mean_error() -> None:
+    rows, table = plan([10, 10, 10], [0.2, 0.6, None])
+    weights = parent_weights(rows, table)
+    assert weights[25] == pytest.approx((weights[5] + weights[15]) / 2)
+    for errors in ([0.0, 0.0], [None, None]):  # nothing fails, or nothing is known: every region alike
+        assert parent_weights(*plan([30, 10], errors))[:30].sum() == pytest.approx(0.5)
+
+
+def test_the_plan_is_told_by_its_thin_failing_regions() -> None:
+    _, table = plan([100, 90, 80, 70, 5, 4, 3, 2], [1.0, 0.9, None, 0.3, 0.5, 0.7, 0.0, None])
+    assert describe_plan(table)["region"].to_list() == [5, 4]
+    assert describe_plan(table, most=1)["terms"].to_list() == ["word5"]
