@@ -34,7 +34,10 @@ def build_vocabulary(texts: Iterable[str], max_words: int) -> dict[str, int]:
     for text in texts:
         counts.update(words_of(text))
     kept = sorted(counts, key=lambda w: (-counts[w], w))[: max_words - len(SPECIALS)]
-    return {**{s: i for i, s in enumerate(SPECIALS)}, **{w: i + len(SPECIALS) for i, w in enumerate(sorted(kept))}}
+    return {
+        **{s: i for i, s in enumerate(SPECIALS)},
+        **{w: i + len(SPECIALS) for i, w in enumerate(sorted(kept))},
+    }
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class TokenRows:
         return (self.ids != PAD).sum(1).numpy()
 
 
-def encode_rows(prompts: Sequence[str], responses: Sequence[str], vocabulary: dict[str, int], max_tokens: int) -> TokenRows:
+def encode_rows(
+    prompts: Sequence[str], responses: Sequence[str], vocabulary: dict[str, int], max_tokens: int
+) -> TokenRows:
     """Rows as `prompt <sep> response <end>`; long prompts lose their beginning, long responses their end.
 
     An unknown word of a response keeps its place and can never be predicted right.
@@ -97,7 +102,9 @@ class Block(nn.Module):
     def forward(self, h: Tensor, only: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(n, T, width) -> the same; with `only` = (row, position) just those tokens leave, as (m, width)."""
         n, t, width = h.shape
-        q, k, v = self.qkv(self.norm1(h)).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(h)).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, t, width)
         if only is not None:
             h, mixed = h[only], mixed[only]

@@ -16,7 +16,9 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return x / np.where(norm > 0, norm, 1.0)
 
 
-def logdet_order(candidates: np.ndarray, picks: int, given: np.ndarray | None = None, ridge: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def logdet_order(
+    candidates: np.ndarray, picks: int, given: np.ndarray | None = None, ridge: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
     """The `picks` best candidates in greedy order, and the gain in nats of each.
 
     candidates (n, d) and given (m, d) unit rows; ties go to the lower index, so the order is determined.

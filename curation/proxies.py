@@ -58,13 +58,18 @@ def make_reader(spec: Proxy, pool: pl.DataFrame, width: int = 0) -> Reader:
         names = tuple(sorted(pool["label"].drop_nulls().unique()))
         if len(names) < 2:
             raise UserError(
-                f"[proxy] kind = \"head\" classifies labels, but the pool has {len(names)} of them. "
-                "Map the label with fields = {label = \"...\"}, or use kind = \"decoder\"."
+                f'[proxy] kind = "head" classifies labels, but the pool has {len(names)} of them. '
+                'Map the label with fields = {label = "..."}, or use kind = "decoder".'
             )
     return Reader(spec.kind, names, spec.max_tokens, spec.embedding_scale, width)
 
 
-def encode(reader: Reader, frame: pl.DataFrame, embeddings: Mapping[str, np.ndarray] | None = None, key: str = "row_id") -> Encoded:
+def encode(
+    reader: Reader,
+    frame: pl.DataFrame,
+    embeddings: Mapping[str, np.ndarray] | None = None,
+    key: str = "row_id",
+) -> Encoded:
     """A frame with prompt, response, label (and `key`, to find its embeddings) as tensors, in its order."""
     ids = {name: i for i, name in enumerate(reader.names)}
     if reader.kind == "decoder":

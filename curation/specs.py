@@ -39,19 +39,35 @@ class Spec(BaseModel):
 class FieldMap(Spec):
     """Where a row's fields are in a record; dots reach into nested objects."""
 
-    prompt: str | None = Field(default=None, description="key of the prompt or text; default: prompt, question, instruction, input or text")
-    response: str | None = Field(default=None, description="key of the answer; default: response, answer, output, completion or target")
+    prompt: str | None = Field(
+        default=None,
+        description="key of the prompt or text; default: prompt, question, instruction, input or text",
+    )
+    response: str | None = Field(
+        default=None, description="key of the answer; default: response, answer, output, completion or target"
+    )
     label: str | None = Field(default=None, description="key of the class label; default: label")
-    messages: str | None = Field(default=None, description="key of a chat's list of {role, content}; takes the place of prompt and response")
-    cluster: str | None = Field(default=None, description="suites only: key of the item's cluster (template, paragraph); default: near-duplicate groups")
+    messages: str | None = Field(
+        default=None,
+        description="key of a chat's list of {role, content}; takes the place of prompt and response",
+    )
+    cluster: str | None = Field(
+        default=None,
+        description="suites only: key of the item's cluster (template, paragraph); default: near-duplicate groups",
+    )
 
 
 class Source(Spec):
     """One source of the pool: where its records are and which of their keys are which field."""
 
     name: str = Field(description="row ids and --source NAME=PATH use it", pattern=r"^[A-Za-z0-9_.-]+$")
-    path: str | None = Field(default=None, description="a file, a glob, or hf://owner/name for a hub data set; relative to the recipe")
-    embedded: bool = Field(default=False, description="rows come from the embedded generator instead of a path")
+    path: str | None = Field(
+        default=None,
+        description="a file, a glob, or hf://owner/name for a hub data set; relative to the recipe",
+    )
+    embedded: bool = Field(
+        default=False, description="rows come from the embedded generator instead of a path"
+    )
     fields: FieldMap = FieldMap()
     licence: str | None = Field(default=None, description="licence of the source, kept on every row")
     url: str | None = Field(default=None, description="where a stranger gets this source")
@@ -63,10 +79,22 @@ class Suite(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     path: str | None = Field(default=None, description="a file or glob; relative to the recipe")
     embedded: bool = Field(default=False, description="items come from the embedded generator")
-    holdout_clusters: float | None = Field(default=None, gt=0, lt=0.5, description="hold this share of the pool's text clusters out as the suite, in place of a path")
-    holdout_rows: float | None = Field(default=None, gt=0, lt=0.5, description="hold this share of the pool's rows out at random as the suite, in place of a path")
+    holdout_clusters: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="hold this share of the pool's text clusters out as the suite, in place of a path",
+    )
+    holdout_rows: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="hold this share of the pool's rows out at random as the suite, in place of a path",
+    )
     distribution: Literal["id", "ood"]
-    use: Literal["steer", "judge", "sealed", "steer+judge"] = Field(default="steer+judge", description="steer+judge is split by clusters")
+    use: Literal["steer", "judge", "sealed", "steer+judge"] = Field(
+        default="steer+judge", description="steer+judge is split by clusters"
+    )
     fields: FieldMap = FieldMap()
     url: str | None = None
 
@@ -74,31 +102,62 @@ class Suite(Spec):
 class Ingest(Spec):
     """Cleaning, deduplication and decontamination."""
 
-    near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1, description="rows with the same answer and at least this Jaccard similarity are near-duplicates; 1 turns it off")
-    decontaminate_ngram_words: int = Field(default=10, ge=4, description="a row that shares this many consecutive words with a suite item's prompt is dropped")
+    near_duplicate_jaccard: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="rows with the same answer and at least this Jaccard similarity are near-duplicates; 1 turns it off",
+    )
+    decontaminate_ngram_words: int = Field(
+        default=10,
+        ge=4,
+        description="a row that shares this many consecutive words with a suite item's prompt is dropped",
+    )
     max_chars: int = Field(default=100_000, gt=0, description="longer rows are dropped, with a ledger line")
-    max_unparsable_share: float = Field(default=0.2, ge=0, le=1, description="the stage fails when more of the records cannot be parsed")
+    max_unparsable_share: float = Field(
+        default=0.2, ge=0, le=1, description="the stage fails when more of the records cannot be parsed"
+    )
     batch_rows: int = Field(default=20_000, gt=0, description="records held in memory at once")
 
 
 class Proxy(Spec):
     """The small model whose gradients are taken, and the models trained to compare data."""
 
-    kind: Literal["decoder", "head"] = Field(default="decoder", description="decoder: a small causal model trained from scratch on prompt -> response; head: a classifier on a frozen sentence encoder")
-    encoder: str = Field(default="packaged:all-MiniLM-L6-v2", description="head only: the packaged MiniLM, or a path or hub name of a sentence-transformers model")
-    embedding_scale: float = Field(default=10.0, gt=0, description="head only: unit embeddings are multiplied by this")
+    kind: Literal["decoder", "head"] = Field(
+        default="decoder",
+        description="decoder: a small causal model trained from scratch on prompt -> response; head: a classifier on a frozen sentence encoder",
+    )
+    encoder: str = Field(
+        default="packaged:all-MiniLM-L6-v2",
+        description="head only: the packaged MiniLM, or a path or hub name of a sentence-transformers model",
+    )
+    embedding_scale: float = Field(
+        default=10.0, gt=0, description="head only: unit embeddings are multiplied by this"
+    )
     layers: int = Field(default=2, ge=1)
     width: int = Field(default=64, ge=8)
     heads: int = Field(default=4, ge=1)
-    max_tokens: int = Field(default=64, ge=8, description="decoder only: longer rows are cut on the left of the prompt")
-    max_vocabulary: int = Field(default=8192, ge=64, description="decoder only: most frequent words kept; others are unknown")
+    max_tokens: int = Field(
+        default=64, ge=8, description="decoder only: longer rows are cut on the left of the prompt"
+    )
+    max_vocabulary: int = Field(
+        default=8192, ge=64, description="decoder only: most frequent words kept; others are unknown"
+    )
     steps: int = Field(default=600, ge=1, description="optimiser steps of every compared model")
-    scorer_steps: int | None = Field(default=None, ge=1, description="steps of the model whose gradients are taken; default: as compared models")
+    scorer_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps of the model whose gradients are taken; default: as compared models",
+    )
     batch_rows: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=8e-3, gt=0)
     feature_dimensions: int = Field(default=512, ge=16, description="d of the gradient features")
-    fold_width: int = Field(default=256, ge=8, description="layer sides wider than this are folded before the outer product")
-    parameters: Literal["hidden", "all"] = Field(default="hidden", description="which linear layers: hidden ones, or the output head too")
+    fold_width: int = Field(
+        default=256, ge=8, description="layer sides wider than this are folded before the outer product"
+    )
+    parameters: Literal["hidden", "all"] = Field(
+        default="hidden", description="which linear layers: hidden ones, or the output head too"
+    )
     precision: Literal["fp32"] = "fp32"
 
 
@@ -109,35 +168,64 @@ class Budget(Spec):
     tokens: int | None = Field(default=None, gt=0, description="tokens of the set, in place of rows")
     added_rows: int = Field(default=0, ge=0, description="rows added a round (work = grow)")
     rounds: int = Field(default=1, ge=1, le=20)
-    minutes: float | None = Field(default=None, gt=0, description="no new round starts when the run has used this")
+    minutes: float | None = Field(
+        default=None, gt=0, description="no new round starts when the run has used this"
+    )
 
 
 class Synthesize(Spec):
     """New rows: by which generator, and how many to choose from."""
 
-    generator: Literal["embedded", "recombine"] | None = Field(default=None, description="embedded: the generator of the embedded corpus; recombine: exchange fragments of existing rows")
+    generator: Literal["embedded", "recombine"] | None = Field(
+        default=None,
+        description="embedded: the generator of the embedded corpus; recombine: exchange fragments of existing rows",
+    )
     candidates: int = Field(default=2000, gt=0, description="verified candidates a round and replicate")
 
 
 class Select(Spec):
     """How sets are composed."""
 
-    strategies: tuple[StrategyName, ...] = Field(default=("errors_logdet",), description="strategies that compete in the screen, in this order")
-    regions: int | None = Field(default=None, ge=2, description="clusters of the region map; default: about the square root of twice the rows")
+    strategies: tuple[StrategyName, ...] = Field(
+        default=("errors_logdet",), description="strategies that compete in the screen, in this order"
+    )
+    regions: int | None = Field(
+        default=None,
+        ge=2,
+        description="clusters of the region map; default: about the square root of twice the rows",
+    )
 
 
 class Decide(Spec):
     """What is compared, how often, and which gain is worth having."""
 
-    work: Literal["grow", "choose"] = Field(default="choose", description="grow: base plus rows accepted this round; choose: a fresh draw of the budget from the pool")
-    endpoint: Literal["accuracy", "p_correct"] = Field(default="accuracy", description="what is averaged over the OOD judge suites; fixed beforehand")
+    work: Literal["grow", "choose"] = Field(
+        default="choose",
+        description="grow: base plus rows accepted this round; choose: a fresh draw of the budget from the pool",
+    )
+    endpoint: Literal["accuracy", "p_correct"] = Field(
+        default="accuracy", description="what is averaged over the OOD judge suites; fixed beforehand"
+    )
     smallest_gain_points: float = Field(default=2.0, gt=0, description="the smallest gain worth having")
-    replicates: int | None = Field(default=None, ge=1, le=20, description="confirming replicates, fixed; default: from the screen's spread")
-    max_replicates: int = Field(default=12, ge=1, le=20, description="confirming replicates that the budget allows")
+    replicates: int | None = Field(
+        default=None,
+        ge=1,
+        le=20,
+        description="confirming replicates, fixed; default: from the screen's spread",
+    )
+    max_replicates: int = Field(
+        default=12, ge=1, le=20, description="confirming replicates that the budget allows"
+    )
     screen_replicates: int = Field(default=4, ge=2)
-    fixed_strategy: StrategyName | None = Field(default=None, description="skip the screen: this strategy is the candidate, declared beforehand")
-    subsample: float = Field(default=0.8, gt=0.1, le=1, description="share of the pool in a replicate of a real corpus")
-    guard_points: float = Field(default=1.0, ge=0, description="the candidate's ID may be this far below the previous version")
+    fixed_strategy: StrategyName | None = Field(
+        default=None, description="skip the screen: this strategy is the candidate, declared beforehand"
+    )
+    subsample: float = Field(
+        default=0.8, gt=0.1, le=0.9, description="share of the pool in a replicate of a real corpus"
+    )
+    guard_points: float = Field(
+        default=1.0, ge=0, description="the candidate's ID may be this far below the previous version"
+    )
 
 
 class Recipe(Spec):
@@ -146,7 +234,12 @@ class Recipe(Spec):
     format: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: int = Field(default=7, ge=0)
-    worlds: int = Field(default=0, ge=0, le=20, description="embedded corpus: number of worlds, one a replicate; 0 for real corpora")
+    worlds: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="embedded corpus: number of worlds, one a replicate; 0 for real corpora",
+    )
     source: tuple[Source, ...]
     suite: tuple[Suite, ...]
     ingest: Ingest = Ingest()

@@ -37,7 +37,11 @@ class Facts:
 
     def take(self, index: np.ndarray) -> Facts:
         """The facts of some candidates; the given rows stay."""
-        cut = {k: getattr(self, k)[index] for k in ("wrong", "gradient", "surface", "embedding") if getattr(self, k) is not None}
+        cut = {
+            k: getattr(self, k)[index]
+            for k in ("wrong", "gradient", "surface", "embedding")
+            if getattr(self, k) is not None
+        }
         return replace(self, **cut)
 
 
@@ -106,7 +110,16 @@ def spherical_kmeans(z: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.n
     x = np.ascontiguousarray(z, dtype=np.float32)
     k = max(1, min(k, len(x)))
     faiss.omp_set_num_threads(1)  # fixed, so that sums have one order
-    means = faiss.Kmeans(x.shape[1], k, niter=20, spherical=True, seed=seed % (2**31), verbose=False, min_points_per_centroid=1, max_points_per_centroid=10**7)
+    means = faiss.Kmeans(
+        x.shape[1],
+        k,
+        niter=20,
+        spherical=True,
+        seed=seed % (2**31),
+        verbose=False,
+        min_points_per_centroid=1,
+        max_points_per_centroid=10**7,
+    )
     means.train(x)
     cosine, cluster = means.index.search(x, 1)
     return np.asarray(means.centroids), cluster[:, 0].astype(np.int64), cosine[:, 0].astype(np.float64)
@@ -158,6 +171,8 @@ def surface_features(texts: list[list[str]], d: int, seed: int) -> np.ndarray:
         for at, word in enumerate(words):
             for name in (word, f"{at}:{word}"):
                 if name not in table:
-                    table[name] = generator(key_of(seed, "surface"), name).standard_normal(d).astype(np.float32)
+                    table[name] = (
+                        generator(key_of(seed, "surface"), name).standard_normal(d).astype(np.float32)
+                    )
                 out[i] += table[name]
     return unit_rows(out)

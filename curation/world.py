@@ -27,8 +27,11 @@ RESAMPLE = 0.25  # chance that a variant draws its arguments anew
 SHARE_HELD_OUT = 0.35
 SHARE_SEALED = 0.3  # of the held-out combinations
 FILLERS = tuple(
-    a + b for a, b in itertools.islice(itertools.product(
-        [c + v for c in "mtkvnlsrp" for v in "aiou"], ["ra", "su", "la", "no", "pe", "mi"]), 200)
+    a + b
+    for a, b in itertools.islice(
+        itertools.product([c + v for c in "mtkvnlsrp" for v in "aiou"], ["ra", "su", "la", "no", "pe", "mi"]),
+        200,
+    )
 )
 
 Region = tuple[str, ...]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from curation.errors import UserError
 from curation.proxies import token_counts
 from curation.rows import features_schema
 from curation.select.compose import choose_rows, strata_of
@@ -16,27 +18,68 @@ from flows.data import kept_rows, units
 from flows.run import NotCached, Run
 from storage.artifacts import Draft, Lake, Ref
 from storage.shards import write_shard
+from storage.sources import file_hash
 
-VERSION = "base_v1"
+VERSION = "base_v2"
 EMBED_VERSION = "embed_v1"
 EMBED_SHARD_ROWS = 1024
 
 
 def base(run: Run, pool: Ref) -> Ref:
-    """The first base: the clean pool, cut to the budget by stratified random; published as dataset NAME@vN.
+    """The first base: the clean pool, cut to the budget by stratified random; published as dataset NAME@v1.
 
     Reads: rows, ledger. Writes: base rows of every world; a dataset version. Costs: seconds.
-    Safe to rerun because the same base is found again by its content.
+    Safe to rerun because the same base is found again by its content. When the name has versions already, a base
+    of other content stays a candidate: an unproven set never becomes the newest version.
     """
-    spec = {"budget": budget_spec(run.recipe), "seed": run.recipe.seed, "worlds": run.recipe.worlds, "kind": run.recipe.proxy.kind}
+    recipe = run.recipe
+    for world in units(recipe):
+        refuse_budget(recipe, kept_rows(run.lake, pool, world))
+    spec = {
+        "budget": budget_spec(recipe),
+        "seed": recipe.seed,
+        "worlds": recipe.worlds,
+        "kind": recipe.proxy.kind,
+        "max_tokens": recipe.proxy.max_tokens,
+    }
 
     def compute(draft: Draft) -> None:
-        parts = [cut_to_budget(run.recipe, kept_rows(run.lake, pool, w), w) for w in units(run.recipe)]
+        parts = [cut_to_budget(recipe, kept_rows(run.lake, pool, w), w) for w in units(recipe)]
         draft.write_shard("all", {"rows": pl.concat(parts)})
 
     ref = run.stage("base", VERSION, spec, [pool], compute)
-    run.facts["version"] = publish(run, ref, "base", None, "base", str(pool))
+    versions = run.lake.dataset_versions(recipe.name)
+    rows = published_rows(run, ref)
+    if versions and content_of(rows) not in [v["content_fp"] for v in versions]:
+        keep_candidate(run, rows, "base", None, str(pool))
+        run.facts["version"] = versions[-1]["version"]
+    else:
+        run.facts["version"] = publish(run, rows, "base", None, "base", str(pool))
     return ref
+
+
+def refuse_budget(recipe: Recipe, kept: pl.DataFrame) -> None:
+    """Raises when the budget leaves nothing to choose: it must be smaller than the clean pool."""
+    n, tokens = len(kept), int(token_counts(recipe.proxy, kept).sum())
+    least = n + 1 if recipe.decide.work == "grow" else n
+    for name, asked, have in (("rows", recipe.budget.rows, n), ("tokens", recipe.budget.tokens, tokens)):
+        limit = least if name == "rows" else tokens
+        if asked is not None and asked >= limit:
+            raise UserError(
+                f"[budget] {name} = {asked} is not less than the pool, which has {have} {name} after cleaning; "
+                f"lower it (half of the pool: {have // 2})"
+            )
+
+
+def published_rows(run: Run, ref: Ref) -> pl.DataFrame:
+    """The rows that are published of a base: of the embedded corpus world 0's, declared beforehand."""
+    return run.lake.read(ref, "rows").filter(pl.col("world") == 0)
+
+
+def content_of(rows: pl.DataFrame) -> str:
+    """A name for the rows' content; row ids are hashes of it."""
+    digest = hashlib.blake2b("\n".join(sorted(rows["row_id"])).encode(), digest_size=16)
+    return digest.hexdigest()
 
 
 def budget_spec(recipe: Recipe) -> dict:
@@ -62,20 +105,44 @@ def cut_to_budget(recipe: Recipe, rows: pl.DataFrame, *purpose: object, share: f
         return rows
     strata = strata_of(rows["label"].to_list())
     facts = Facts(np.zeros(len(rows), dtype=bool), np.zeros((len(rows), 1), dtype=np.float32))
-    at = choose_rows("random", facts, strata, tokens, n, n * float(tokens.mean()), recipe.seed, "base", *purpose)
+    at = choose_rows(
+        "random", facts, strata, tokens, n, n * float(tokens.mean()), recipe.seed, "base", *purpose
+    )
     return rows[np.sort(at).tolist()]
 
 
-def publish(run: Run, ref: Ref, strategy: str, parent: int | None, decision: str, evidence: str) -> int:
-    """The dataset version with these rows; of the embedded corpus world 0's, declared beforehand."""
+def publish(
+    run: Run, rows: pl.DataFrame, strategy: str, parent: int | None, decision: str, evidence: str
+) -> int:
+    """The dataset version with these rows: found by content, or the next number."""
+    content = content_of(rows)
     if run.reuse_only:
-        known = [v["version"] for v in run.lake.dataset_versions(run.recipe.name) if v["content_fp"] == str(ref)]
+        known = [
+            v["version"] for v in run.lake.dataset_versions(run.recipe.name) if v["content_fp"] == content
+        ]
         if not known:
             raise NotCached("dataset")
         return int(known[0])
-    rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
     tokens = int(token_counts(run.recipe.proxy, rows).sum())
-    return run.lake.publish_dataset(run.recipe.name, rows, strategy, parent, decision, evidence, tokens, str(ref))
+    return run.lake.publish_dataset(
+        run.recipe.name, rows, strategy, parent, decision, evidence, tokens, content
+    )
+
+
+def keep_candidate(run: Run, rows: pl.DataFrame, strategy: str, parent: int | None, evidence: str) -> None:
+    """Keeps rows that did not become a version, exportable as `candidate/NAME@fingerprint`."""
+    content = content_of(rows)
+    if run.reuse_only:
+        kept = [
+            run.lake.manifest(r).get("content_fp")
+            for r in run.lake.refs("candidate")
+            if r.name == run.recipe.name
+        ]
+        if content not in kept:
+            raise NotCached("candidate")
+        return
+    tokens = int(token_counts(run.recipe.proxy, rows).sum())
+    run.lake.publish_candidate(run.recipe.name, rows, strategy, parent, evidence, tokens, content)
 
 
 def embed(run: Run, pool: Ref) -> Ref | None:
@@ -86,15 +153,25 @@ def embed(run: Run, pool: Ref) -> Ref | None:
     """
     if run.recipe.proxy.kind != "head":
         return None
-    spec = {"encoder": run.recipe.proxy.encoder}
+    spec = {"encoder": encoder_identity(run.recipe.proxy.encoder)}
 
     def compute(draft: Draft) -> None:
         texts = _texts(run.lake, pool)
         starts = range(0, len(texts), EMBED_SHARD_ROWS)
-        jobs = {f"texts-{i:06d}": (str(run.lake.root), str(pool), run.recipe.proxy.encoder, i) for i in starts}
+        jobs = {
+            f"texts-{i:06d}": (str(run.lake.root), str(pool), run.recipe.proxy.encoder, i) for i in starts
+        }
         run.map_shards(draft, jobs, embed_shard, "embed")
 
     return run.stage("embed", EMBED_VERSION, spec, [pool], compute)
+
+
+def encoder_identity(name: str) -> str:
+    """The encoder's name; for a folder the content of its weights, so that retrained ones are embedded anew."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    return "+".join(file_hash(p) for p in sorted(folder.rglob("*.safetensors")))
 
 
 def _texts(lake: Lake, pool: Ref) -> pl.DataFrame:
@@ -111,10 +188,16 @@ def embed_shard(work: Path, key: str, root: str, pool: str, encoder: str, start:
     vectors = encode(encoder, texts["prompt"].to_list())
     n = len(texts)
     frame = pl.DataFrame(
-        {"row_id": texts["row_id"], "proxy": [encoder] * n, "feature": vectors.astype(np.float16), "norm": [1.0] * n,
-         "nll": [None] * n, "el2n": [None] * n, "correct": [None] * n, "n_tokens": [None] * n},
+        {
+            "row_id": texts["row_id"],
+            "proxy": [encoder] * n,
+            "feature": vectors.astype(np.float16),
+            "norm": [1.0] * n,
+            "nll": [None] * n,
+            "el2n": [None] * n,
+            "correct": [None] * n,
+            "n_tokens": [None] * n,
+        },
         schema=features_schema(vectors.shape[1]),
     )
     write_shard(work, key, {"embeddings": frame})
-
-

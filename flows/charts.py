@@ -147,14 +147,26 @@ def _interval_row(row: Mapping[str, Any], top: float, at: Any) -> list[Markup]:
     y = top + 24
     if row["low"] is not None and math.isfinite(row["low"]):
         parts.append(
-            tag("line", x1=num(at(row["low"])), x2=num(at(row["high"])), y1=num(y), y2=num(y),
-                class_=f"bar {row['kind']}")
+            tag(
+                "line",
+                x1=num(at(row["low"])),
+                x2=num(at(row["high"])),
+                y1=num(y),
+                y2=num(y),
+                class_=f"bar {row['kind']}",
+            )
         )
     parts.append(mark(row["kind"], at(row["mean"]), y))
     for replicate, value, title in row["dots"]:
         parts.append(
-            tag("circle", tag("title", title), cx=num(at(value)), cy=num(y + 11), r="2.8",
-                class_=f"dot r{int(replicate)} {row['kind']}")
+            tag(
+                "circle",
+                tag("title", title),
+                cx=num(at(value)),
+                cy=num(y + 11),
+                r="2.8",
+                class_=f"dot r{int(replicate)} {row['kind']}",
+            )
         )
     return parts
 
@@ -190,8 +202,15 @@ def histogram(counts: Sequence[int], edges: Sequence[float], label: str, log: bo
         tall = count / most * (height - 8)
         title = tag("title", f"{scale(edges[i], log)} to {scale(edges[i + 1], log)}: {count:,} rows")
         parts.append(
-            tag("rect", title, x=num(i * step + 0.5), y=num(height - tall), width=num(step - 1),
-                height=num(tall), class_="column")
+            tag(
+                "rect",
+                title,
+                x=num(i * step + 0.5),
+                y=num(height - tall),
+                width=num(step - 1),
+                height=num(tall),
+                class_="column",
+            )
         )
     parts.append(tag("line", x1="0", x2=num(width), y1=num(height), y2=num(height), class_="base"))
     low, high = edges[0], edges[-1]
@@ -229,8 +248,14 @@ def scatter(dots: Sequence[Mapping[str, Any]], badges: Sequence[Mapping[str, Any
         x, y = place(dot)
         hollow = "synthetic" in dot["kind"]
         parts.append(
-            tag("circle", tag("title", dot["title"]), cx=num(x), cy=num(y), r="2.2" if hollow else "2",
-                class_=f"row {dot['kind']}")
+            tag(
+                "circle",
+                tag("title", dot["title"]),
+                cx=num(x),
+                cy=num(y),
+                r="2.2" if hollow else "2",
+                class_=f"row {dot['kind']}",
+            )
         )
     spots = [place(b) for b in badges]
     names = _free_names(badges, spots, height)
@@ -259,10 +284,17 @@ def _free_names(
     for badge, (x, y) in zip(badges, spots, strict=True):
         wide = 5.9 * len(badge["name"]) + 4
         spot = None
-        for left, base in ((x + 11, y + 3.5), (x - 11 - wide, y + 3.5), (x - wide / 2, y - 11), (x - wide / 2, y + 19)):
+        for left, base in (
+            (x + 11, y + 3.5),
+            (x - 11 - wide, y + 3.5),
+            (x - wide / 2, y - 11),
+            (x - wide / 2, y + 19),
+        ):
             box = (left, base - 9, left + wide, base + 3)
             inside = box[0] >= 2 and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= height - 2
-            if inside and all(box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken):
+            if inside and all(
+                box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken
+            ):
                 spot = (left, base)
                 taken.append(box)
                 break

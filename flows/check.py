@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
+import tomllib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from curation.errors import DataError, UserError
 from curation.ingest.parse import Parsed, map_record
 from curation.rows import ROWS
 from curation.specs import FieldMap, Recipe
+from flows.base import refuse_budget
 from flows.ingest import parse_file, settle_pool, source_files
 from flows.recipe import confirming_bounds, judge_problems
 from flows.run import Run
@@ -47,7 +50,9 @@ def check(run: Run) -> list[str]:
     recipe = run.recipe
     refuse_problems(recipe)
     low, high = confirming_bounds(recipe)
-    lines = [f"replicates {low if low == high else f'{low} to {high}'}, rounds up to {recipe.budget.rounds}, work {recipe.decide.work}"]
+    lines = [
+        f"replicates {low if low == high else f'{low} to {high}'}, rounds up to {recipe.budget.rounds}, work {recipe.decide.work}"
+    ]
     if recipe.worlds:
         return [*lines, f"embedded corpus of {recipe.worlds} worlds; nothing to read"]
     files = source_files(run)
@@ -62,12 +67,17 @@ def check(run: Run) -> list[str]:
     tables = settle_pool(recipe, files, rows)
     drops = tables["ledger"].filter(pl.col("decision") == "drop")
     lines.append(f"pool: {len(rows) - len(drops)} rows kept, {len(drops)} dropped")
-    lines += [f"  dropped, {reason}: {n}" for reason, n in drops.group_by("reason").len().sort("reason").iter_rows()]
+    lines += [
+        f"  dropped, {reason}: {n}" for reason, n in drops.group_by("reason").len().sort("reason").iter_rows()
+    ]
     counts = tables["suite_items"].group_by("suite", "distribution", "use").len().sort("suite", "use")
     lines += [f"suite {s} ({d}, {u}): {n} items" for s, d, u, n in counts.iter_rows()]
     kept = rows.join(drops.select("row_id"), on="row_id", how="anti")
+    refuse_budget(recipe, kept)
     if recipe.proxy.kind == "head" and kept["label"].drop_nulls().n_unique() < 2:
-        raise UserError('[proxy] kind = "head" needs labels, and the pool has fewer than two; map fields = {label = "…"}')
+        raise UserError(
+            '[proxy] kind = "head" needs labels, and the pool has fewer than two; map fields = {label = "…"}'
+        )
     return lines
 
 
@@ -96,20 +106,56 @@ def estimate(run: Run) -> list[Estimate]:
     if recipe.decide.fixed_strategy:
         trainings += replicates * len(recipe.select.strategies)
     else:
-        trainings += recipe.decide.screen_replicates * (1 + len(recipe.select.strategies)) * recipe.budget.rounds
+        trainings += (
+            recipe.decide.screen_replicates * (1 + len(recipe.select.strategies)) * recipe.budget.rounds
+        )
     scored = rows if recipe.decide.work == "choose" else rows + recipe.synthesize.candidates
     scored *= recipe.budget.rounds * max(1, recipe.worlds)
     row_seconds = 8 * parameters * (1 if proxy.kind == "head" else tokens_a_row) / flops + 0.0003
     feature_mb = scored * proxy.feature_dimensions * 2 / 1e6
     memory = 350 + 8 * parameters / 1e6 + feature_mb * 4 / max(1, recipe.worlds)
-    out = [Estimate("ingest", f"{rows * max(1, recipe.worlds)} rows", rows * max(1, recipe.worlds) / 2500, 300 + rows * 2e-3, rows * 5e-4)]
+    out = [
+        Estimate(
+            "ingest",
+            f"{rows * max(1, recipe.worlds)} rows",
+            rows * max(1, recipe.worlds) / 2500,
+            300 + rows * 2e-3,
+            rows * 5e-4,
+        )
+    ]
     if proxy.kind == "head":
-        out.append(Estimate("embed", f"{rows} texts and the suites", rows * 1.5 * 0.006 / workers + 8, 900, rows * 1.5 * 8e-4))
+        out.append(
+            Estimate(
+                "embed",
+                f"{rows} texts and the suites",
+                rows * 1.5 * 0.006 / workers + 8,
+                900,
+                rows * 1.5 * 8e-4,
+            )
+        )
     out += [
-        Estimate("score", f"{scored} rows", (scored * row_seconds + max(1, recipe.worlds) * proxy.steps * step_seconds) / workers + 6, memory, feature_mb),
+        Estimate(
+            "score",
+            f"{scored} rows",
+            (scored * row_seconds + max(1, recipe.worlds) * proxy.steps * step_seconds) / workers + 6,
+            memory,
+            feature_mb,
+        ),
         Estimate("select", f"{trainings} sets", trainings * 0.6 / workers, memory, trainings * 0.05),
-        Estimate("train", f"{trainings} models x {proxy.steps} steps", trainings * proxy.steps * step_seconds / workers, 500, trainings * parameters * 4e-6),
-        Estimate("evaluate, decide", "outcomes of every model", trainings * 0.25 / workers + 2, 500, trainings * 0.03),
+        Estimate(
+            "train",
+            f"{trainings} models x {proxy.steps} steps",
+            trainings * proxy.steps * step_seconds / workers,
+            500,
+            trainings * parameters * 4e-6,
+        ),
+        Estimate(
+            "evaluate, decide",
+            "outcomes of every model",
+            trainings * 0.25 / workers + 2,
+            500,
+            trainings * 0.03,
+        ),
     ]
     return out
 
@@ -124,7 +170,9 @@ def _size(run: Run) -> tuple[int, float]:
             head = [r for b in islice(read_batches(path, 500), 1) for _, r, _ in b.items if r is not None]
             sample = [p for p in (map_record(r, source.fields) for r in head) if isinstance(p, Parsed)]
             if not sample:
-                raise DataError(f"source {source.name!r}, {path.name}: none of the first records can be used; see gradus check")
+                raise DataError(
+                    f"source {source.name!r}, {path.name}: none of the first records can be used; see gradus check"
+                )
             rows += max(len(sample), count_records(path))
             words += sum(len(f"{p.prompt} {p.response}".split()) for p in sample)
             seen += len(sample)
@@ -160,7 +208,9 @@ def init(file: Path, out: Path) -> list[str]:
     if out.exists():
         raise UserError(f"{out} exists already and was not touched; give another: --out PATH")
     items = [item for batch in read_batches(file, 5000) for item in batch.items]
-    parsed = [p for p in (map_record(r, FieldMap()) for _, r, _ in items if r is not None) if isinstance(p, Parsed)]
+    parsed = [
+        p for p in (map_record(r, FieldMap()) for _, r, _ in items if r is not None) if isinstance(p, Parsed)
+    ]
     if len(parsed) < 100:
         keys = sorted({k for _, r, _ in items[:50] if r for k in r})
         raise DataError(
@@ -170,16 +220,40 @@ def init(file: Path, out: Path) -> list[str]:
     labels = {p.label for p in parsed if p.label is not None}
     labelled = sum(p.label is not None for p in parsed) > 0.9 * len(parsed)
     head = labelled and 2 <= len(labels) <= len(parsed) // 10
-    text = _recipe_text(file, out, len(parsed), head, parsed)
     out.parent.mkdir(parents=True, exist_ok=True)
+    sealed, by = len(parsed) >= MIN_ROWS_FOR_SEALED, "clusters"
+    while True:
+        text = _recipe_text(file, out, len(parsed), head, parsed, sealed, by)
+        kept, problem = _kept_by(text, out)
+        if problem is None:
+            break
+        if not sealed and by == "rows":
+            raise DataError(
+                f"{file}: no part of it can be held out as a suite ({problem}); write a recipe with a suite file of your own"
+            )
+        sealed, by = False, "clusters" if sealed else "rows"
+    text = text.replace("rows = BUDGET", f"rows = {max(2, kept // 2):<22}")
     out.write_text(text, encoding="utf-8")
     kind = f"classification, {len(labels)} labels" if head else "text to text"
+    what = "text clusters" if by == "clusters" else "random rows (its labels are too small for clusters)"
     return [
         f"{len(items)} records, {len(parsed)} usable; {kind}",
-        "no suite was given, so the recipe holds parts of the pool out: text clusters (20 %) as the out-of-distribution",
-        f"suite{', 5 % sealed' if len(parsed) >= MIN_ROWS_FOR_SEALED else ''}, and random rows (10 %) as the in-distribution suite. Suites of your own are better evidence.",
+        f"no suite was given, so the recipe holds parts of the pool out: {what} (20 %) as the out-of-distribution",
+        f"suite{', 5 % sealed' if sealed else ''}, and random rows (10 %) as the in-distribution suite. Suites of your own are better evidence.",
         f"wrote {out}; next: gradus check {out}",
     ]
+
+
+def _kept_by(text: str, out: Path) -> tuple[int, str | None]:
+    """Rows that the recipe's suites and cleaning leave, or why it cannot be; nothing is written."""
+    recipe = Recipe.model_validate(tomllib.loads(text.replace("rows = BUDGET", "rows = 1")))
+    source = recipe.source[0]
+    _, rows = parse_file(recipe, source, out.resolve().parent / str(source.path), set())
+    try:
+        ledger = settle_pool(recipe, {}, rows)["ledger"]
+    except (DataError, UserError) as error:
+        return 0, str(error)
+    return len(rows) - len(ledger.filter(pl.col("decision") == "drop")), None
 
 
 MIN_ROWS_FOR_SEALED = 1000
@@ -192,20 +266,25 @@ use = "sealed"
 """
 
 
-def _recipe_text(file: Path, out: Path, rows: int, head: bool, parsed: list[Parsed]) -> str:
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in file.name.split(".")[0]).strip("-") or "corpus"
+def _recipe_text(
+    file: Path, out: Path, rows: int, head: bool, parsed: list[Parsed], with_sealed: bool, by: str
+) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.name.split(".")[0]).strip("-") or "corpus"
     lengths = sorted(len(f"{p.prompt} {p.response}".split()) for p in parsed)
     long = min(128, max(24, 8 * math.ceil((lengths[int(0.95 * len(lengths))] * 1.3 + 2) / 8)))
-    budget = max(50, int(rows * 0.65 * 0.5))
     path = os.path.relpath(file.resolve(), out.resolve().parent)
     proxy = (
         'kind = "head"                  # a classifier on the packaged MiniLM encoder\nwidth = 128\nsteps = 400\nscorer_steps = 80\nlearning_rate = 3e-3'
-        if head else
-        f'kind = "decoder"               # a small causal model trained from scratch on this corpus\nwidth = 64\nlayers = 2\nmax_tokens = {long}               # 95 % of the rows fit\nsteps = 300\nlearning_rate = 5e-3'
+        if head
+        else f'kind = "decoder"               # a small causal model trained from scratch on this corpus\nwidth = 64\nlayers = 2\nmax_tokens = {long}               # 95 % of the rows fit\nsteps = 300\nlearning_rate = 5e-3'
     )
-    space = '["gradient_logdet", "errors_logdet", "gradient_clusters", "embedding_clusters"]' if head else '["gradient_logdet", "errors_logdet", "gradient_clusters"]'
+    space = (
+        '["gradient_logdet", "errors_logdet", "gradient_clusters", "embedding_clusters"]'
+        if head
+        else '["gradient_logdet", "errors_logdet", "gradient_clusters"]'
+    )
     endpoint = "accuracy" if head else "p_correct"
-    sealed = SEALED if rows >= MIN_ROWS_FOR_SEALED else ""
+    sealed = SEALED if with_sealed else ""
     return f'''# Written by `gradus init` from {json.dumps(file.name)} ({rows} usable rows). `gradus fields` explains every field.
 format = 1
 name = {json.dumps(name)}
@@ -217,13 +296,13 @@ path = {json.dumps(path)}
 
 # No suite was given: parts of the pool are held out. Replace them by suites of your own when you can.
 [[suite]]
-name = "held_out_clusters"      # whole text clusters that the pool no longer has
-holdout_clusters = 0.2
+name = "held_out_{by}"{" " * (13 - len(by))}# {"whole text clusters that the pool no longer has" if by == "clusters" else "random rows: no shift, but fresh items"}
+holdout_{by} = 0.2
 distribution = "ood"
 use = "steer+judge"             # split by clusters: plans see one half, the decision the other
 
 {sealed}[[suite]]
-name = "held_out_rows"
+name = "in_distribution"
 holdout_rows = 0.1
 distribution = "id"
 use = "steer+judge"
@@ -232,7 +311,7 @@ use = "steer+judge"
 {proxy}
 
 [budget]
-rows = {budget}                     # rows of the set: about half of the clean pool
+rows = BUDGET# rows of the set: about half of the clean pool
 rounds = 1
 
 [select]

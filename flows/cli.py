@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import sys
@@ -16,9 +15,18 @@ import typer
 
 from curation.errors import GradusError, TransientError, UserError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Curate training corpora so that models generalize, with proof.")
-LakeOption = Annotated[Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")]
-Replaced = Annotated[list[str] | None, typer.Option(help="NAME=PATH: a local file in place of the recipe's; may be repeated")]
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Curate training corpora so that models generalize, with proof.",
+)
+LakeOption = Annotated[
+    Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")
+]
+Replaced = Annotated[
+    list[str] | None, typer.Option(help="NAME=PATH: a local file in place of the recipe's; may be repeated")
+]
 DEMO = Path(__file__).with_name("demo.toml")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -43,7 +51,13 @@ def pairs(kind: str, given: list[str] | None) -> dict[str, str]:
     return out
 
 
-def _run_of(recipe_path: Path, lake: Path | None, sources: list[str] | None = None, suites: list[str] | None = None, **more: Any):
+def _run_of(
+    recipe_path: Path,
+    lake: Path | None,
+    sources: list[str] | None = None,
+    suites: list[str] | None = None,
+    **more: Any,
+):
     from flows.recipe import load_recipe
     from flows.run import Run
     from storage.artifacts import Lake
@@ -58,9 +72,23 @@ def progress(things: Iterable, label: str, total: int) -> Iterator:
         yield from things
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         for thing in things:
@@ -75,12 +103,16 @@ def demo(lake: LakeOption = Path("lake")) -> None:
 
 
 @app.command()
-def run(recipe: Path, lake: LakeOption = Path("lake"), source: Replaced = None, suite: Replaced = None) -> None:
+def run(
+    recipe: Path, lake: LakeOption = Path("lake"), source: Replaced = None, suite: Replaced = None
+) -> None:
     """Run a recipe to its end; what is in the lake already is not done again."""
     execute(recipe, lake, source, suite)
 
 
-def execute(recipe_path: Path, lake: Path, sources: list[str] | None = None, suites: list[str] | None = None) -> None:
+def execute(
+    recipe_path: Path, lake: Path, sources: list[str] | None = None, suites: list[str] | None = None
+) -> None:
     """The loop: answered from the lake when everything is there, else under Prefect."""
     from flows.check import refuse_problems, refuse_spent_alpha
     from flows.loop import curate
@@ -94,9 +126,12 @@ def execute(recipe_path: Path, lake: Path, sources: list[str] | None = None, sui
     try:
         curate(current)
     except NotCached:
+        found = current.steps[:1]
         current = _run_of(recipe_path, lake, sources, suites, track=progress)
-        if not earlier:
-            refuse_spent_alpha(current.lake, current.recipe)
+        if not any(
+            found and r["steps"][:1] and r["steps"][0]["artifact"] == found[0]["artifact"] for r in earlier
+        ):
+            refuse_spent_alpha(current.lake, current.recipe)  # a run that goes on has booked its own
         _compute(current)
     else:
         _reused(current, earlier, begun)
@@ -106,7 +141,10 @@ def execute(recipe_path: Path, lake: Path, sources: list[str] | None = None, sui
 def _reused(current: Any, earlier: list[dict], begun: float) -> None:
     from storage.catalog import fresh_catalog
 
-    done = [r for r in earlier if r["state"] == "completed"]
+    artifacts = [step["artifact"] for step in current.steps]
+    done = [
+        r for r in earlier if r["state"] == "completed" and [s["artifact"] for s in r["steps"]] == artifacts
+    ]
     if done:
         current.run_id = done[-1]["run"]
     else:
@@ -135,7 +173,10 @@ def _compute(current: Any) -> None:
         state = "completed"
     except KeyboardInterrupt:
         state, error = "cancelled", "interrupted"
-        print("\ngradus: stopped. Finished shards are kept; the same command goes on from there.", file=sys.stderr)
+        print(
+            "\ngradus: stopped. Finished shards are kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
     except GradusError as problem:
         error = str(problem)
@@ -168,13 +209,18 @@ def summarise(lake: Path, run_id: str | None) -> None:
     report = store.root / "reports" / f"{record['run']}.html"
     if report.exists():
         say(f"\nreport      {report}")
-    say(f'next        gradus sql "from accounting" --lake {lake}\n            gradus status --json --lake {lake}\n            duckdb {lake}/catalog.duckdb\n            gradus init YOUR.jsonl')
+    say(
+        f'next        gradus sql "from accounting" --lake {lake}\n            gradus status --json --lake {lake}\n            duckdb {lake}/catalog.duckdb\n            gradus init YOUR.jsonl'
+    )
 
 
 def terminal_lines(facts: dict[str, Any]) -> list[str]:
     """The figures of a run as lines: accounting, every arm of every round, decisions, sealed."""
     run, lines = facts["run"], []
-    lines.append(f"\n{run['recipe']}: {run['state']} in {run['seconds']:.0f} s (run {run['id']})" + (f"\n{run['error']}" if run["error"] else ""))
+    lines.append(
+        f"\n{run['recipe']}: {run['state']} in {run['seconds']:.0f} s (run {run['id']})"
+        + (f"\n{run['error']}" if run["error"] else "")
+    )
     if facts["accounting"]:
         a = facts["accounting"]
         lines.append(f"records read {a['rows_read']} = kept {a['rows_kept']} + dropped {a['rows_dropped']}")
@@ -182,16 +228,32 @@ def terminal_lines(facts: dict[str, Any]) -> list[str]:
     if facts["sealed"]:
         blocks.append((f"sealed suite, models of round {facts['sealed']['round']}", facts["sealed"]))
     for title, block in blocks:
-        lines.append(f"\n{title:<26}{'OOD':>8}{'ID':>8}{'n':>4}   candidate minus it, OOD points [95 %]  exact one-sided p")
-        against = {c["control"]: c for c in block["comparisons"] if c["suite"] == "ood_mean" and c["metric"] == "accuracy" and c["arm"] == "candidate"}
+        lines.append(
+            f"\n{title:<26}{'OOD':>8}{'ID':>8}{'n':>4}   candidate minus it, OOD points [95 %]  exact one-sided p"
+        )
+        against = {
+            c["control"]: c
+            for c in block["comparisons"]
+            if c["suite"] == "ood_mean" and c["metric"] == "accuracy" and c["arm"] == "candidate"
+        }
         for arm, figures in block["arms"].items():
             c = against.get(arm)
-            gap = f"   {c['diff']:+6.1f} [{_number(c['low'])}, {_number(c['high'])}]  p {c['p']:.2g}" if c else ""
-            lines.append(f"  {arm:<24}{_number(figures['ood']):>8}{_number(figures['id']):>8}{figures['n']:>4}{gap}")
+            gap = (
+                f"   {c['diff']:+6.1f} [{_number(c['low'])}, {_number(c['high'])}]  p {c['p']:.2g}"
+                if c
+                else ""
+            )
+            lines.append(
+                f"  {arm:<24}{_number(figures['ood']):>8}{_number(figures['id']):>8}{figures['n']:>4}{gap}"
+            )
         if "decision" in block:
             lines.append(f"  {block['decision'].upper()}: {block['reason']}")
+    if facts["sealed_note"]:
+        lines.append(f"\nsealed: {facts['sealed_note']}")
     if facts["published"]:
-        lines.append(f"\nnewest version  dataset/{facts['published']['name']}@v{facts['published']['version']}")
+        lines.append(
+            f"\nnewest version  dataset/{facts['published']['name']}@v{facts['published']['version']}"
+        )
     return lines
 
 
@@ -200,7 +262,11 @@ def _number(value: float | None) -> str:
 
 
 @app.command()
-def status(run_id: Annotated[str | None, typer.Argument(help="a run; default: the newest")] = None, as_json: Annotated[bool, typer.Option("--json")] = False, lake: LakeOption = Path("lake")) -> None:
+def status(
+    run_id: Annotated[str | None, typer.Argument(help="a run; default: the newest")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    lake: LakeOption = Path("lake"),
+) -> None:
     """What the latest run found."""
     from flows.status import find_run
     from flows.status import status as facts_of
@@ -247,11 +313,15 @@ def estimate(recipe: Path, source: Replaced = None, suite: Replaced = None) -> N
     say(f"{'stage':<18}{'seconds':>9}{'memory MB':>11}{'disk MB':>9}   work, on {current.workers} cores")
     for s in stages:
         say(f"{s.stage:<18}{s.seconds:>9.0f}{s.memory_mb:>11.0f}{s.disk_mb:>9.0f}   {s.work}")
-    say(f"{'together':<18}{sum(s.seconds for s in stages):>9.0f}{max(s.memory_mb for s in stages):>11.0f}{sum(s.disk_mb for s in stages):>9.0f}")
+    say(
+        f"{'together':<18}{sum(s.seconds for s in stages):>9.0f}{max(s.memory_mb for s in stages):>11.0f}{sum(s.disk_mb for s in stages):>9.0f}"
+    )
 
 
 @app.command()
-def init(file: Path, out: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.toml")) -> None:
+def init(
+    file: Path, out: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.toml")
+) -> None:
     """Write a commented recipe from a look at your data."""
     from flows.check import init as write_recipe
 
@@ -260,7 +330,12 @@ def init(file: Path, out: Annotated[Path, typer.Option(help="where the recipe go
 
 
 @app.command()
-def sql(query: str, as_json: Annotated[bool, typer.Option("--json")] = False, as_csv: Annotated[bool, typer.Option("--csv")] = False, lake: LakeOption = Path("lake")) -> None:
+def sql(
+    query: str,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv")] = False,
+    lake: LakeOption = Path("lake"),
+) -> None:
     """Ask the catalog: gradus sql "from accounting", gradus sql "show tables"."""
     from storage.artifacts import Lake
     from storage.catalog import query as ask
@@ -276,8 +351,19 @@ def _print_frame(frame: Any, as_json: bool, as_csv: bool) -> None:
     elif as_csv:
         nested = [n for n, t in frame.schema.items() if isinstance(t, (pl.List, pl.Array, pl.Struct))]
         texts = [n for n, t in frame.schema.items() if t == pl.String]
-        flat = frame.with_columns(pl.col(n).map_elements(lambda v: json.dumps(v.to_list() if hasattr(v, "to_list") else v), return_dtype=pl.String) for n in nested)
-        formula = [pl.when(pl.col(n).str.contains(r"^[=+\-@\t\r]")).then("'" + pl.col(n)).otherwise(pl.col(n)).alias(n) for n in texts]
+        flat = frame.with_columns(
+            pl.col(n).map_elements(
+                lambda v: json.dumps(v.to_list() if hasattr(v, "to_list") else v), return_dtype=pl.String
+            )
+            for n in nested
+        )
+        formula = [
+            pl.when(pl.col(n).str.contains(r"^[=+\-@\t\r]"))
+            .then("'" + pl.col(n))
+            .otherwise(pl.col(n))
+            .alias(n)
+            for n in texts
+        ]
         typer.echo(flat.with_columns(formula).write_csv(), nl=False)
     else:
         from rich.console import Console

@@ -71,7 +71,9 @@ def feature_matrix(frame: pl.DataFrame) -> np.ndarray:
     return flat.astype(np.float32).reshape(-1, d)
 
 
-def reader_for(lake: Lake, recipe: Recipe, ingest: Ref, world: int, vectors: dict[str, np.ndarray] | None) -> Reader:
+def reader_for(
+    lake: Lake, recipe: Recipe, ingest: Ref, world: int, vectors: dict[str, np.ndarray] | None
+) -> Reader:
     """How this pool's rows become tensors: one reader for all rounds and arms."""
     width = len(next(iter(vectors.values()))) if vectors else 0
     return make_reader(recipe.proxy, kept_rows(lake, ingest, world), width)
@@ -85,12 +87,3 @@ def load_model(lake: Lake, recipe: Recipe, reader: Reader, ref: Ref, file: str) 
 def encode_items(reader: Reader, items: pl.DataFrame, vectors: dict[str, np.ndarray] | None) -> Encoded:
     """Suite items as tensors."""
     return encode(reader, items, vectors, key="item_id")
-
-
-def subsample(recipe: Recipe, phase: str, replicate: int, row_ids: list[str]) -> np.ndarray:
-    """The rows of a replicate of a real corpus: a named draw without replacement, as sorted positions."""
-    from curation.randomness import generator
-
-    keep = round(recipe.decide.subsample * len(row_ids))
-    rng = generator(recipe.seed, "subsample", phase, replicate)
-    return np.sort(rng.choice(len(row_ids), keep, replace=False))

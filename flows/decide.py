@@ -12,32 +12,36 @@ from curation.decide.rule import alpha_for, choose_strategy, judge
 from curation.decide.statistics import confirming_replicates, detectable, sign_flip_p, t_interval
 from curation.evaluate.summarise import by_model, crossed_cells, paired, with_means
 from curation.logdet import unit_rows
-from curation.proxies import encode, layers_of, token_counts
+from curation.proxies import encode, layers_of
 from curation.randomness import key_of
 from curation.rows import COMPARISONS, DECISIONS, DIVERSITY
 from curation.score.gradients import row_gradients
 from curation.specs import Recipe
 from curation.strategies import spherical_kmeans
 from curation.train.fit import fit
-from flows.base import publish
+from flows.base import keep_candidate, publish, published_rows
 from flows.data import embeddings, items_of, reader_for
-from flows.run import Run
+from flows.run import NotCached, Run
 from flows.score import diversity_frame, rows_of
 from flows.train import compared_models
 from storage.artifacts import Draft, Lake, Ref
 
-VERSION = "decide_v1"
+VERSION = "decide_v2"
 SCREEN_VERSION = "screen_v1"
 AUDIT_VERSION = "audit_v1"
 
 
-def summary_of(run: Run, pool: Ref, models: pl.DataFrame, outcomes: Ref, use: str, round: int) -> pl.DataFrame:
+def summary_of(
+    run: Run, pool: Ref, models: pl.DataFrame, outcomes: Ref, use: str, round: int
+) -> pl.DataFrame:
     """Accuracy of every arm, replicate and suite, with the OOD and ID means."""
     items = items_of(run.lake, pool, use, round)
     return with_means(by_model(run.lake.read(outcomes, "outcomes"), models, items))
 
 
-def compare_arms(summary: pl.DataFrame, arm: str, controls: list[str], round: int, phase: str, alpha: float, endpoint: str) -> pl.DataFrame:
+def compare_arms(
+    summary: pl.DataFrame, arm: str, controls: list[str], round: int, phase: str, alpha: float, endpoint: str
+) -> pl.DataFrame:
     """The `comparisons` of one arm with each control on every suite and mean; OOD and ID means in both metrics."""
     lines = []
     for control in controls:
@@ -50,7 +54,22 @@ def compare_arms(summary: pl.DataFrame, arm: str, controls: list[str], round: in
                 mean, low, high = t_interval(d)
                 sd = float(np.std(d, ddof=1)) if len(d) > 1 else float("nan")
                 found = detectable(sd, len(d), alpha) if alpha > 0 else float("nan")
-                lines.append((round, phase, arm, control, suite, metric, mean, low, high, sign_flip_p(d), len(d), found))
+                lines.append(
+                    (
+                        round,
+                        phase,
+                        arm,
+                        control,
+                        suite,
+                        metric,
+                        mean,
+                        low,
+                        high,
+                        sign_flip_p(d),
+                        len(d),
+                        found,
+                    )
+                )
     return pl.DataFrame(lines, schema=COMPARISONS, orient="row")
 
 
@@ -60,7 +79,16 @@ def screen(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: 
     Reads: outcomes on steer suites. Writes: comparisons, choice.json. Costs: nothing. Safe to rerun: pure.
     """
     recipe = run.recipe
-    spec = {"decide": recipe.decide.model_dump(mode="json"), "control": control, "strategies": list(recipe.select.strategies), "round": round}
+    d = recipe.decide
+    spec = {
+        "endpoint": d.endpoint,
+        "smallest_gain_points": d.smallest_gain_points,
+        "replicates": d.replicates,
+        "max_replicates": d.max_replicates,
+        "control": control,
+        "strategies": list(recipe.select.strategies),
+        "round": round,
+    }
 
     def compute(draft: Draft) -> None:
         endpoint = recipe.decide.endpoint
@@ -68,17 +96,38 @@ def screen(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: 
         gains = {s: paired(summary, s, control, "ood_mean", endpoint) for s in recipe.select.strategies}
         strategy, why = choose_strategy(gains)
         sd = float(np.std(gains[strategy], ddof=1)) if strategy else 0.0
-        alpha = next_level(run, judge_suites(items_of(run.lake, pool, "judge", round)))[1] or alpha_for(0)
+        alpha = next_level(run, judge_suites(run, pool, round))[1] or alpha_for(0)
         n = confirming_replicates(sd, recipe.decide.smallest_gain_points, alpha, recipe.decide.max_replicates)
-        tables = [compare_arms(summary, s, [control], round, "screen", alpha_for(0), endpoint) for s in recipe.select.strategies]
-        n = n if strategy else recipe.decide.max_replicates  # no test then, only an estimate: as sharp as allowed
+        tables = [
+            compare_arms(summary, s, [control], round, "screen", alpha_for(0), endpoint)
+            for s in recipe.select.strategies
+        ]
+        n = (
+            n if strategy else recipe.decide.max_replicates
+        )  # no test then, only an estimate: as sharp as allowed
         choice = {"strategy": strategy, "reason": why, "replicates": recipe.decide.replicates or n}
-        draft.write_shard("all", {"comparisons": pl.concat(tables)}, {"choice.json": json.dumps(choice, sort_keys=True).encode()})
+        draft.write_shard(
+            "all",
+            {"comparisons": pl.concat(tables)},
+            {"choice.json": json.dumps(choice, sort_keys=True).encode()},
+        )
 
-    return run.stage("screen", SCREEN_VERSION, spec, [pool, models, scores, outcomes], compute, round, "screen")
+    return run.stage(
+        "screen", SCREEN_VERSION, spec, [pool, models, scores, outcomes], compute, round, "screen"
+    )
 
 
-def audit(run: Run, round: int, pool: Ref, base: Ref, scores: Ref, sets: Ref, new: Ref | None, vectors: Ref | None, arms: list[str]) -> Ref:
+def audit(
+    run: Run,
+    round: int,
+    pool: Ref,
+    base: Ref,
+    scores: Ref,
+    sets: Ref,
+    new: Ref | None,
+    vectors: Ref | None,
+    arms: list[str],
+) -> Ref:
     """Diversity and coverage of the arms' sets, seen by a proxy that did not pick (first replicate).
 
     Reads: selections, rows. Writes: diversity. Costs: one training, one backward a row. Safe to rerun.
@@ -90,89 +139,186 @@ def audit(run: Run, round: int, pool: Ref, base: Ref, scores: Ref, sets: Ref, ne
 
     def compute(draft: Draft) -> None:
         refs = [str(r) for r in (pool, base, new) if r is not None]
-        frame = run.pool().submit(
-            audit_sets, str(run.lake.root), recipe, round, refs, str(base), str(sets), str(vectors) if vectors else None, arms
-        ).result()
+        frame = (
+            run.pool()
+            .submit(
+                audit_sets,
+                str(run.lake.root),
+                recipe,
+                round,
+                refs,
+                str(base),
+                str(sets),
+                str(vectors) if vectors else None,
+                arms,
+            )
+            .result()
+        )
         draft.write_shard("all", {"diversity": frame})
 
     return run.stage("audit", AUDIT_VERSION, spec, inputs, compute, round)
 
 
-def audit_sets(root: str, recipe: Recipe, round: int, refs: list[str], base: str, sets: str, emb: str | None, arms: list[str]) -> pl.DataFrame:
+def audit_sets(
+    root: str,
+    recipe: Recipe,
+    round: int,
+    refs: list[str],
+    base: str,
+    sets: str,
+    emb: str | None,
+    arms: list[str],
+) -> pl.DataFrame:
     """Worker: the `diversity` of the arms' sets by an auditor."""
     lake = Lake(root, create=False)
     vectors = embeddings(lake, Ref.parse(emb) if emb else None)
     reader = reader_for(lake, recipe, Ref.parse(refs[0]), 0, vectors)
     base_rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == 0).sort("row_id")
     seed = key_of(recipe.seed, "auditor", round)
-    steps = recipe.proxy.scorer_steps or -(-recipe.proxy.steps // 2)  # a brief proxy measures as well as a long one
-    model = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps).model.requires_grad_(False)
+    steps = recipe.proxy.scorer_steps or -(
+        -recipe.proxy.steps // 2
+    )  # a brief proxy measures as well as a long one
+    model = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps).model.requires_grad_(
+        False
+    )
     chosen = lake.read(Ref.parse(sets), "selections")
     chosen = chosen.filter(pl.col("arm").is_in(arms), pl.col("replicate") == chosen["replicate"].min())
     ids = chosen["row_id"].unique().sort().to_list()
     rows = rows_of(lake, refs, ids)
     found = row_gradients(
-        model, layers_of(model, recipe.proxy.parameters), encode(reader, rows, vectors),
-        recipe.proxy.feature_dimensions, recipe.proxy.fold_width, seed,
+        model,
+        layers_of(model, recipe.proxy.parameters),
+        encode(reader, rows, vectors),
+        recipe.proxy.feature_dimensions,
+        recipe.proxy.fold_width,
+        seed,
     )
     at = {row: i for i, row in enumerate(ids)}
     members = {arm: [at[i] for i in chosen.filter(pl.col("arm") == arm)["row_id"]] for arm in arms}
-    frame = diversity_frame(round, 0, "auditor", "auditor", {arm: found.feature[m] for arm, m in members.items()})
+    frame = diversity_frame(
+        round, 0, "auditor", "auditor", {arm: found.feature[m] for arm, m in members.items()}
+    )
     _, cluster, _ = spherical_kmeans(unit_rows(found.feature), max(8, len(ids) // 20), seed)
-    covered = [(round, 0, "auditor", "auditor", arm, "regions_covered", float(len(np.unique(cluster[m]))), len(m)) for arm, m in members.items()]
-    total = [(round, 0, "auditor", "auditor", "all", "regions_covered", float(len(np.unique(cluster))), len(ids))]
+    covered = [
+        (round, 0, "auditor", "auditor", arm, "regions_covered", float(len(np.unique(cluster[m]))), len(m))
+        for arm, m in members.items()
+    ]
+    total = [
+        (round, 0, "auditor", "auditor", "all", "regions_covered", float(len(np.unique(cluster))), len(ids))
+    ]
     return pl.concat([frame, pl.DataFrame(covered + total, schema=DIVERSITY, orient="row")])
 
 
-def spend(run: Run, round: int, suites: str, key: str) -> float:
-    """The level of this round's test, booked for ever: it depends on the streak of the dataset, across runs."""
-    own = [e for e in run.lake.alpha_spent(run.recipe.name) if e["key"] == key]
+def spend(run: Run, round: int, pool: Ref, models: Ref) -> float:
+    """The level of this round's test, booked for ever before any judge item is looked at.
+
+    It depends on the streak of the dataset on these suites, across runs; booked under the models compared, so
+    that a killed run, or a changed wording, books nothing twice.
+    """
+    own = [e["alpha"] for e in run.lake.alpha_spent(run.recipe.name) if e["key"].startswith(str(models))]
     if own:
-        return float(own[0]["alpha"])
+        return float(own[0])
+    if run.reuse_only:
+        raise NotCached("alpha")
+    suites = judge_suites(run, pool, round)
     streak, alpha = next_level(run, suites)
-    run.lake.spend_alpha(run.recipe.name, suites, streak, round, alpha, key)
+    for suite in suites:
+        run.lake.spend_alpha(run.recipe.name, suite, streak, round, alpha, f"{models}/{suite}")
     return alpha
 
 
-def next_level(run: Run, suites: str) -> tuple[int, float]:
+def next_level(run: Run, suites: list[str]) -> tuple[int, float]:
     """(streak, alpha) of the dataset's next test: a streak begins anew after each version that won."""
     streak = sum(v["decision"] == "publish" for v in run.lake.dataset_versions(run.recipe.name))
-    before = [e for e in run.lake.alpha_spent(run.recipe.name) if e["suite"] == suites and e["streak"] == streak]
-    return streak, alpha_for(len(before))
+    booked = [e["suite"] for e in run.lake.alpha_spent(run.recipe.name) if e["streak"] == streak]
+    return streak, alpha_for(max((booked.count(s) for s in suites), default=0))
 
 
-def judge_suites(items: pl.DataFrame) -> str:
-    """The name under which alpha is booked: the OOD judge suites together."""
-    return "+".join(sorted(items.filter(pl.col("distribution") == "ood")["suite"].unique()))
+def judge_suites(run: Run, pool: Ref, round: int) -> list[str]:
+    """The OOD suites that judge, under whose names alpha is booked."""
+    items = items_of(run.lake, pool, "judge", round)
+    return sorted(items.filter(pl.col("distribution") == "ood")["suite"].unique())
 
 
-def decide(run: Run, round: int, pool: Ref, base: Ref, models: Ref, scores: Ref, outcomes: Ref, strategy: str | None, why: str, gates: list[str], rivals: list[str]) -> Ref:
+def decide(
+    run: Run,
+    round: int,
+    pool: Ref,
+    base: Ref,
+    models: Ref,
+    scores: Ref,
+    outcomes: Ref,
+    strategy: str | None,
+    why: str,
+    alpha: float,
+    gates: list[str],
+    rivals: list[str],
+) -> Ref:
     """The judgement of the round (DECIDE: joint exact test, guards, crossed items), with every comparison.
 
-    Reads: outcomes on judge suites. Writes: comparisons, decisions; books alpha. Costs: nothing.
-    Safe to rerun: pure, and alpha is booked once under the artifact's own key.
+    Reads: outcomes on judge suites. Writes: comparisons, decisions. Costs: nothing. Safe to rerun: pure.
     """
     recipe = run.recipe
-    spec = {"decide": recipe.decide.model_dump(mode="json"), "round": round, "strategy": strategy, "gates": gates, "rivals": rivals, "why": why}
+    d = recipe.decide
+    spec = {
+        "endpoint": d.endpoint,
+        "smallest_gain_points": d.smallest_gain_points,
+        "guard_points": d.guard_points,
+        "round": round,
+        "strategy": strategy,
+        "alpha": alpha,
+        "gates": gates,
+        "rivals": rivals,
+        "why": why,
+    }
 
     def compute(draft: Draft) -> None:
         endpoint = recipe.decide.endpoint
         items = items_of(run.lake, pool, "judge", round)
         frame = compared_models(run, models, scores)
         summary = summary_of(run, pool, frame, outcomes, "judge", round)
-        alpha = spend(run, round, judge_suites(items), str(draft.ref)) if strategy else 0.0
         everyone = [*gates, "previous", *rivals]
-        comparisons = compare_arms(summary, "candidate", everyone, round, "confirm", alpha or alpha_for(0), endpoint)
+        comparisons = compare_arms(
+            summary, "candidate", everyone, round, "confirm", alpha or alpha_for(0), endpoint
+        )
         verdict = _judge(run, summary, outcomes, frame, items, gates, alpha) if strategy else None
         gain = _line(comparisons, gates[0], endpoint)
         decision = verdict.decision if verdict else "keep"
-        reason = verdict.reason if verdict else f"{why}; the base is kept. Stratified random in the candidate's place: {gain}"
-        evidence = {"outcomes": str(outcomes), "models": str(models), "guard_difference": _finite(verdict.guard_difference) if verdict else None,
-                    "crossed": [[c.control, _finite(c.crossed_low), _finite(c.crossed_high), c.clusters] for c in verdict.comparisons] if verdict else []}
-        line = (recipe.name, round, decision, reason, strategy or "random", alpha, verdict.p if verdict else None, None, json.dumps(evidence, sort_keys=True))
-        draft.write_shard("all", {"comparisons": comparisons, "decisions": pl.DataFrame([line], schema=DECISIONS, orient="row")})
+        reason = (
+            verdict.reason
+            if verdict
+            else f"{why}; the base is kept. Stratified random in the candidate's place: {gain}"
+        )
+        evidence = {
+            "outcomes": str(outcomes),
+            "models": str(models),
+            "guard_difference": _finite(verdict.guard_difference) if verdict else None,
+            "crossed": [
+                [c.control, _finite(c.crossed_low), _finite(c.crossed_high), c.clusters]
+                for c in verdict.comparisons
+            ]
+            if verdict
+            else [],
+        }
+        line = (
+            recipe.name,
+            round,
+            decision,
+            reason,
+            strategy or "random",
+            alpha,
+            verdict.p if verdict else None,
+            None,
+            json.dumps(evidence, sort_keys=True),
+        )
+        draft.write_shard(
+            "all",
+            {"comparisons": comparisons, "decisions": pl.DataFrame([line], schema=DECISIONS, orient="row")},
+        )
 
-    return run.stage("decide", VERSION, spec, [pool, base, models, scores, outcomes], compute, round, "confirm")
+    return run.stage(
+        "decide", VERSION, spec, [pool, base, models, scores, outcomes], compute, round, "confirm"
+    )
 
 
 def _finite(value: float) -> float | None:
@@ -180,23 +326,50 @@ def _finite(value: float) -> float | None:
 
 
 def _line(comparisons: pl.DataFrame, control: str, endpoint: str) -> str:
-    row = comparisons.filter(pl.col("control") == control, pl.col("suite") == "ood_mean", pl.col("metric") == endpoint).row(0, named=True)
-    return f"OOD {row['difference']:+.1f} [{row['low']:.1f}, {row['high']:.1f}] against {control}, n={row['n']}"
+    row = comparisons.filter(
+        pl.col("control") == control, pl.col("suite") == "ood_mean", pl.col("metric") == endpoint
+    ).row(0, named=True)
+    return (
+        f"OOD {row['difference']:+.1f} [{row['low']:.1f}, {row['high']:.1f}] against {control}, n={row['n']}"
+    )
 
 
-def _judge(run: Run, summary: pl.DataFrame, outcomes: Ref, models: pl.DataFrame, items: pl.DataFrame, gates: list[str], alpha: float) -> Verdict:
+def _judge(
+    run: Run,
+    summary: pl.DataFrame,
+    outcomes: Ref,
+    models: pl.DataFrame,
+    items: pl.DataFrame,
+    gates: list[str],
+    alpha: float,
+) -> Verdict:
     spec, real = run.recipe.decide, not run.recipe.worlds
     frame = run.lake.read(outcomes, "outcomes")
     controls = []
     for gate in gates:
-        cells, weights = crossed_cells(frame, models, items, "candidate", gate, spec.endpoint) if real else (None, None)
-        controls.append(ControlFacts(
-            gate, paired(summary, "candidate", gate, "ood_mean", spec.endpoint),
-            paired(summary, "candidate", gate, "ood_mean", "accuracy"), cells, weights,
-        ))
+        cells, weights = (
+            crossed_cells(frame, models, items, "candidate", gate, spec.endpoint) if real else (None, None)
+        )
+        controls.append(
+            ControlFacts(
+                gate,
+                paired(summary, "candidate", gate, "ood_mean", spec.endpoint),
+                paired(summary, "candidate", gate, "ood_mean", "accuracy"),
+                cells,
+                weights,
+            )
+        )
     has_id = "id_mean" in summary["suite"].unique()
     guard = paired(summary, "candidate", "previous", "id_mean", "accuracy") if has_id else None
-    return judge(controls, guard, alpha, spec.smallest_gain_points, spec.guard_points, real, spec.endpoint == "accuracy")
+    return judge(
+        controls,
+        guard,
+        alpha,
+        spec.smallest_gain_points,
+        spec.guard_points,
+        real,
+        spec.endpoint == "accuracy",
+    )
 
 
 def next_base(run: Run, round: int, pool: Ref, base: Ref, sets: Ref, new: Ref | None, verdict: Ref) -> Ref:
@@ -206,43 +379,98 @@ def next_base(run: Run, round: int, pool: Ref, base: Ref, sets: Ref, new: Ref | 
     Costs: seconds. Safe to rerun: versions are found again by content.
     """
     decision = run.lake.read(verdict, "decisions").row(0, named=True)
-    recipe = run.recipe
     if decision["strategy"] == "random":
         return base
 
     def compute(draft: Draft) -> None:
-        chosen = run.lake.read(sets, "selections").filter(pl.col("arm") == "candidate").sort("replicate", "rank")
+        chosen = (
+            run.lake.read(sets, "selections").filter(pl.col("arm") == "candidate").sort("replicate", "rank")
+        )
         sources = [str(r) for r in (pool, base, new) if r is not None]
-        parts = [rows_of(run.lake, sources, part["row_id"].to_list()) for part in chosen.partition_by("replicate", maintain_order=True)]
+        parts = [
+            rows_of(run.lake, sources, part["row_id"].to_list())
+            for part in chosen.partition_by("replicate", maintain_order=True)
+        ]
         draft.write_shard("all", {"rows": pl.concat(parts)})
 
     won = decision["decision"] == "publish"
-    inputs = [r for r in (sets, new, verdict) if r is not None]
-    ref = run.stage("base" if won else "unpublished", VERSION, {"round": round}, inputs, compute, round)
-    before = run.facts.get("version")
+    inputs = [r for r in (pool, base, sets, new) if r is not None]
+    ref = run.stage(
+        "base" if won else "unpublished", VERSION, {"round": round, "won": won}, inputs, compute, round
+    )
+    rows, before = published_rows(run, ref), run.facts.get("version")
     if won:
-        run.facts["version"] = publish(run, ref, decision["strategy"], before, "publish", str(verdict))
-    elif not run.reuse_only:
-        rows = run.lake.read(ref, "rows").filter(pl.col("world") == 0)
-        tokens = int(token_counts(recipe.proxy, rows).sum())
-        run.lake.publish_candidate(recipe.name, rows, decision["strategy"], before, str(verdict), tokens, str(ref))
+        run.facts["version"] = publish(run, rows, decision["strategy"], before, "publish", str(verdict))
+    else:
+        keep_candidate(run, rows, decision["strategy"], before, str(verdict))
     return ref if won else base
 
 
-def open_sealed(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: Ref, arms: list[str]) -> Ref:
-    """Books the opening of every sealed suite, once for this dataset; the outcomes are what was seen.
+def stop(run: Run, round: int, verdict: Ref, reason: str | None) -> str | None:
+    """Why the loop stops after this round, or None; kept, because time does not come back in a later run.
+
+    Reads: nothing. Writes: stop.json. Costs: nothing. Safe to rerun: the first answer stays.
+    """
+    budget = run.recipe.budget
+    spec = {"round": round, "rounds": budget.rounds, "minutes": budget.minutes}
+
+    def compute(draft: Draft) -> None:
+        draft.write_shard("all", {}, {"stop.json": json.dumps({"reason": reason}).encode()})
+
+    return json.loads(
+        run.lake.read_file(run.stage("stop", VERSION, spec, [verdict], compute, round), "stop.json")
+    )["reason"]
+
+
+def book_sealed(run: Run, round: int, pool: Ref, models: Ref) -> bool:
+    """Whether these models may see the sealed suites: booked before anything is opened, once for each suite.
+
+    False when another comparison of this dataset has opened one: it then stays closed, and the run says so.
+    """
+    hashes = sorted(items_of(run.lake, pool, "sealed", round)["suite_hash"].unique())
+    opened = {e["suite_hash"]: e for e in run.lake.openings() if e["dataset"] == run.recipe.name}
+    others = [opened[h] for h in hashes if h in opened and opened[h]["key"] != str(models)]
+    if others:
+        run.facts["sealed_note"] = (
+            f"the sealed suite was opened on {others[0]['opened']} for this dataset by {others[0]['key']}; it stays closed now. "
+            "A fresh suite can be sealed in the recipe"
+        )
+        return False
+    if run.reuse_only and not all(h in opened for h in hashes):
+        raise NotCached("opening")
+    for suite_hash in hashes:
+        if suite_hash not in opened:
+            run.lake.open_sealed(run.recipe.name, suite_hash, str(models))
+    return True
+
+
+def sealed(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: Ref, arms: list[str]) -> Ref:
+    """What the sealed suites say of the last round's models.
 
     Reads: outcomes on sealed suites. Writes: comparisons of the candidate. Costs: nothing. Safe to rerun: pure.
     """
+
     def compute(draft: Draft) -> None:
-        items = items_of(run.lake, pool, "sealed", round)
-        for suite_hash in sorted(items["suite_hash"].unique()):
-            run.lake.open_sealed(run.recipe.name, suite_hash, str(draft.ref))
         summary = summary_of(run, pool, compared_models(run, models, scores), outcomes, "sealed", round)
         others = [a for a in arms if a != "candidate"]
-        draft.write_shard("all", {"comparisons": compare_arms(summary, "candidate", others, round, "sealed", alpha_for(0), run.recipe.decide.endpoint)})
+        draft.write_shard(
+            "all",
+            {
+                "comparisons": compare_arms(
+                    summary, "candidate", others, round, "sealed", alpha_for(0), run.recipe.decide.endpoint
+                )
+            },
+        )
 
-    return run.stage("sealed", VERSION, {"arms": arms, "round": round}, [pool, models, scores, outcomes], compute, round, "sealed")
+    return run.stage(
+        "sealed",
+        VERSION,
+        {"arms": arms, "round": round, "endpoint": run.recipe.decide.endpoint},
+        [pool, models, scores, outcomes],
+        compute,
+        round,
+        "sealed",
+    )
 
 
 def wrong_share(run: Run, new: Ref | None) -> float | None:
@@ -251,5 +479,3 @@ def wrong_share(run: Run, new: Ref | None) -> float | None:
         return None
     correct = run.lake.read(new, "features", ["correct"])["correct"]
     return 1 - float(correct.mean())  # type: ignore[arg-type]
-
-

@@ -19,7 +19,7 @@ from flows.run import Run
 from storage.artifacts import Draft, Ref
 from storage.sources import expand, file_hash, read_batches
 
-VERSION = "ingest_v1"
+VERSION = "ingest_v2"
 EMBEDDED_ITEMS = 300
 MAX_OVERLAP = 0.10
 MIN_ITEMS = 10
@@ -32,7 +32,9 @@ def ingest(run: Run) -> Ref:
     Safe to rerun because the fingerprint holds the content of every file.
     """
     files = source_files(run)
-    return run.stage("ingest", VERSION, ingest_spec(run.recipe, files), [], lambda draft: _compute(run, draft, files))
+    return run.stage(
+        "ingest", VERSION, ingest_spec(run.recipe, files), [], lambda draft: _compute(run, draft, files)
+    )
 
 
 def source_files(run: Run) -> dict[str, list]:
@@ -43,7 +45,9 @@ def source_files(run: Run) -> dict[str, list]:
             try:
                 found[f"suite/{suite.name}"] = expand(suite.path, run.folder, suite.name)
             except UserError as error:
-                raise UserError(str(error).replace("source", "suite", 1).replace("--source", "--suite")) from error
+                raise UserError(
+                    str(error).replace("source", "suite", 1).replace("--source", "--suite")
+                ) from error
     return found
 
 
@@ -51,12 +55,15 @@ def ingest_spec(recipe: Recipe, files: dict[str, list]) -> dict:
     """What the artifact depends on: settings, and names and content of the files, never where they are."""
     hashes = {key: [[p.name, file_hash(p)] for p in paths] for key, paths in files.items()}
     return {
-        "seed": recipe.seed, "worlds": recipe.worlds, "files": hashes,
+        "seed": recipe.seed,
+        "worlds": recipe.worlds,
+        "files": hashes,
         "rounds": recipe.budget.rounds if recipe.worlds else 0,
         "rows": recipe.budget.rows if recipe.worlds else 0,
         "source": [s.model_dump(mode="json", exclude={"path", "url"}) for s in recipe.source],
         "suite": [s.model_dump(mode="json", exclude={"path", "url"}) for s in recipe.suite],
-        "ingest": recipe.ingest.model_dump(mode="json", exclude={"batch_rows"}),
+        "ingest": recipe.ingest.model_dump(mode="json", exclude={"batch_rows", "max_unparsable_share"}),
+        "labelled": recipe.proxy.kind == "head",
     }
 
 
@@ -73,16 +80,20 @@ def _compute(run: Run, draft: Draft, files: dict[str, list]) -> None:
 def settle_pool(recipe: Recipe, files: dict[str, list], rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """`ledger` and `suite_items` of parsed rows; refuses an empty pool, a budget beyond it, overlapping suites."""
     if not len(rows):
-        raise DataError("the corpus is empty: no record of the sources became a row; check [[source]] path and fields")
+        raise DataError(
+            "the corpus is empty: no record of the sources became a row; check [[source]] path and fields"
+        )
     suite_items, held = _suites(recipe, files, rows)
     left = rows.join(held.select("row_id"), on="row_id", how="anti", maintain_order="left")
     _refuse_overlap(left, suite_items)
-    ledger = pl.concat([held, settle(left, suite_items, recipe.ingest)])
+    _refuse_thin_suites(recipe, suite_items)
+    unlabelled = left.filter(pl.col("label").is_null()) if recipe.proxy.kind == "head" else left.head(0)
+    no_label = drops((i, "no_label", None, None, None) for i in unlabelled["row_id"])
+    left = left.join(unlabelled.select("row_id"), on="row_id", how="anti", maintain_order="left")
+    ledger = pl.concat([held, no_label, settle(left, suite_items, recipe.ingest)])
     kept = len(rows) - len(ledger.filter(pl.col("decision") == "drop"))
     if not kept:
         raise DataError(f"nothing is left of {len(rows)} rows after cleaning: {_reasons(ledger)}")
-    if recipe.budget.rows and recipe.budget.rows > kept:
-        raise UserError(f"[budget] rows = {recipe.budget.rows} is more than the pool: {kept} of {len(rows)} rows are left after cleaning; lower it to {kept} or less")
     return {"ledger": ledger, "suite_items": suite_items}
 
 
@@ -97,10 +108,17 @@ def _embedded_world(recipe: Recipe, index: int) -> dict[str, pl.DataFrame]:
     rows_wanted = round((recipe.budget.rows or 500) * 1.04) + 5
     lines = [line.encode() for line in worlds.pool_records(law, rows_wanted)]
     items = [_json_item(k, line) for k, line in enumerate(lines)]
-    records, rows = parse_batch(items, name, "embedded", "Apache-2.0", "train", recipe.source[0].fields, index)
+    records, rows = parse_batch(
+        items, name, "embedded", "Apache-2.0", "train", recipe.source[0].fields, index
+    )
     records, rows = merge_copies(records, rows, set())
     suite_items = pl.concat([_embedded_suite(recipe, law, suite) for suite in recipe.suite])
-    return {"records": records, "rows": rows, "ledger": settle(rows, suite_items, recipe.ingest), "suite_items": suite_items}
+    return {
+        "records": records,
+        "rows": rows,
+        "ledger": settle(rows, suite_items, recipe.ingest),
+        "suite_items": suite_items,
+    }
 
 
 def _json_item(position: int, line: bytes) -> tuple:
@@ -114,14 +132,18 @@ def _json_item(position: int, line: bytes) -> tuple:
 
 def _embedded_suite(recipe: Recipe, law: worlds.World, suite: Suite) -> pl.DataFrame:
     if suite.name not in worlds.SUITES:
-        raise UserError(f"[[suite]] {suite.name}: the embedded corpus has the suites {', '.join(worlds.SUITES)}")
+        raise UserError(
+            f"[[suite]] {suite.name}: the embedded corpus has the suites {', '.join(worlds.SUITES)}"
+        )
     parts = []
     for use in suite.use.split("+"):
         rounds = range(1, recipe.budget.rounds + 1) if use == "judge" else [0]
         for number in rounds:  # fresh judge items every round
             drawn = worlds.suite_rows(law, suite.name, use, number, EMBEDDED_ITEMS)
             parsed = [Parsed(p, r, None, cluster, "{}") for p, r, cluster in drawn]
-            parts.append(build_suite_items(suite.name, parsed, suite.distribution, use, recipe.seed, law.index, number))
+            parts.append(
+                build_suite_items(suite.name, parsed, suite.distribution, use, recipe.seed, law.index, number)
+            )
     return pl.concat(parts)
 
 
@@ -139,7 +161,9 @@ def _parse_sources(run: Run, draft: Draft, files: dict[str, list]) -> pl.DataFra
     return pl.concat(parts)
 
 
-def parse_file(recipe: Recipe, source: Source, path: Path, known: set[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def parse_file(
+    recipe: Recipe, source: Source, path: Path, known: set[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(records, rows) of one file; ids in `known` are copies of earlier files' rows. Refuses a file of junk."""
     records, rows, here = [RECORDS.to_frame()], [ROWS.to_frame()], set(known)
     for batch in read_batches(path, recipe.ingest.batch_rows):
@@ -159,7 +183,7 @@ def _refuse_unparsable(recipe: Recipe, source: str, file: str, records: pl.DataF
         raise DataError(
             f"source {source!r}, {file}: {len(bad)} of {len(records)} records cannot be used ({counts}), more than "
             f"max_unparsable_share = {recipe.ingest.max_unparsable_share}; map the fields with "
-            f"[[source]] fields = {{prompt = \"…\", response = \"…\", label = \"…\"}}, or raise the limit under [ingest]"
+            f'[[source]] fields = {{prompt = "…", response = "…", label = "…"}}, or raise the limit under [ingest]'
         )
 
 
@@ -168,21 +192,42 @@ def _suites(recipe: Recipe, files: dict[str, list], rows: pl.DataFrame) -> tuple
     parts, held = [SUITE_ITEMS.to_frame()], [LEDGER.to_frame()]
     for suite in recipe.suite:
         if suite.path:
-            items = [i for p in files[f"suite/{suite.name}"] for b in read_batches(p, 20_000) for i in b.items]
+            items = [
+                i for p in files[f"suite/{suite.name}"] for b in read_batches(p, 20_000) for i in b.items
+            ]
             parsed, refused = parse_suite(items, suite.fields)
             if len(parsed) < MIN_ITEMS:
-                raise DataError(f"suite {suite.name!r}: only {len(parsed)} usable items (refused: {refused or 'none'}); a suite needs at least {MIN_ITEMS}; map its fields with [[suite]] fields")
+                raise DataError(
+                    f"suite {suite.name!r}: only {len(parsed)} usable items (refused: {refused or 'none'}); a suite needs at least {MIN_ITEMS}; map its fields with [[suite]] fields"
+                )
         else:
             left = rows.join(pl.concat(held).select("row_id"), on="row_id", how="anti").sort("row_id")
-            by, share = ("clusters", suite.holdout_clusters) if suite.holdout_clusters else ("rows", suite.holdout_rows)
+            by, share = (
+                ("clusters", suite.holdout_clusters)
+                if suite.holdout_clusters
+                else ("rows", suite.holdout_rows)
+            )
             assert share is not None
             taken = left.filter(pl.Series(hold_out(left, share, by, recipe.seed)))  # type: ignore[arg-type]
             parsed = from_rows(taken)
             held.append(drops((i, f"held_out:{suite.name}", None, None, None) for i in taken["row_id"]))
             if len(parsed) < MIN_ITEMS:
-                raise DataError(f"suite {suite.name!r}: holding out {share:.0%} of {len(left)} rows gives {len(parsed)} items, at least {MIN_ITEMS} are needed; raise the share or give the suite a file")
+                raise DataError(
+                    f"suite {suite.name!r}: holding out {share:.0%} of {len(left)} rows gives {len(parsed)} items, at least {MIN_ITEMS} are needed; raise the share or give the suite a file"
+                )
         parts.append(build_suite_items(suite.name, parsed, suite.distribution, suite.use, recipe.seed))
     return pl.concat(parts), pl.concat(held)
+
+
+def _refuse_thin_suites(recipe: Recipe, items: pl.DataFrame) -> None:
+    for suite in recipe.suite:
+        for use in suite.use.split("+"):
+            part = items.filter(pl.col("suite") == suite.name, pl.col("use") == use)
+            if len(part) < MIN_ITEMS // 2 or part["cluster"].n_unique() < 2:
+                raise DataError(
+                    f"suite {suite.name!r}: its {use} part has {len(part)} items in {part['cluster'].n_unique()} clusters, at least "
+                    f"{MIN_ITEMS // 2} items in 2 clusters are needed; give it more items, or other clusters (fields = {{cluster = …}})"
+                )
 
 
 def _refuse_overlap(rows: pl.DataFrame, suite_items: pl.DataFrame) -> None:

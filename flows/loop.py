@@ -13,8 +13,9 @@ from curation.decide.rule import stop_reason
 from curation.specs import Recipe
 from flows.base import base as publish_base
 from flows.base import embed
-from flows.decide import audit, decide, next_base, open_sealed, screen, wrong_share
+from flows.decide import audit, book_sealed, decide, next_base, screen, sealed, spend, stop, wrong_share
 from flows.ingest import ingest
+from flows.recipe import confirming_bounds
 from flows.run import Run
 from flows.score import score
 from flows.select import select
@@ -29,51 +30,74 @@ def curate(run: Run) -> None:
     """Runs the loop of a recipe to its end; progress, decisions and artifacts are in the run's record."""
     recipe, call = run.recipe, run.call
     pool = call(ingest, run)
-    base = call(publish_base, run, pool)
+    base = first_base = call(publish_base, run, pool)
     vectors = call(embed, run, pool)
     decisions: list[str] = []
-    stopped = None
-    for round in range(1, recipe.budget.rounds + 1):
-        scores = call(score, run, round, pool, base, vectors)
-        new = call(synthesize, run, round, pool, base, scores)
-        strategy, why, replicates = _choose_strategy(run, round, pool, base, scores, new, vectors)
+    stopped, round = None, 0
+    while not stopped:
+        round += 1
+        common = (pool, base, call(score, run, round, pool, base, vectors), vectors, base == first_base)
+        strategy, why, replicates = _choose_strategy(run, round, *common)
         gates, arms = _confirming_arms(recipe, round, strategy)
-        # The first base is the stratified-random rule; a replicate redraws it. Later bases are cut by it.
-        common = (pool, base, scores, new, vectors, round == 1)
-        sets = call(select, run, round, "confirm", arms, replicates, *common)
+        new, sets = _sets(run, round, "confirm", arms, replicates, *common)
         trained = [a for a in arms if not (recipe.worlds and a == "previous")]
         models = call(train, run, round, "confirm", trained, replicates, pool, base, sets, new, vectors)
+        alpha = spend(run, round, pool, models) if strategy else 0.0
+        scores = common[2]
         facts = call(evaluate, run, round, "confirm", "judge", pool, models, scores, vectors)
         call(audit, run, round, pool, base, scores, sets, new, vectors, ["previous", "candidate", *gates])
         rivals = [a for a in arms if a not in ("candidate", "previous", *gates)]
-        verdict = call(decide, run, round, pool, base, models, scores, facts, strategy, why, gates, rivals)
-        full = sets if recipe.worlds or strategy is None else call(select, run, round, "full", {"candidate": strategy}, [0], *common)
-        base = call(next_base, run, round, pool, base, full, new, verdict)
+        verdict = call(
+            decide, run, round, pool, base, models, scores, facts, strategy, why, alpha, gates, rivals
+        )
+        if strategy and not recipe.worlds:  # what is published is made from the full pool
+            new, sets = _sets(run, round, "full", {"candidate": strategy}, [0], *common)
+        base = call(next_base, run, round, pool, base, sets, new, verdict)
         decisions.append(run.lake.read(verdict, "decisions")["decision"][0])
-        stopped = stop_reason(decisions, recipe.budget.rounds - round, _saturated(run, new), _minutes_left(run))
-        if stopped:
-            break
+        reason = stop_reason(
+            decisions, recipe.budget.rounds - round, _saturated(run, new), _minutes_left(run)
+        )
+        stopped = stop(run, round, verdict, reason)
     run.facts["stop_reason"] = stopped
-    if any(suite.use == "sealed" for suite in recipe.suite):
+    if any(suite.use == "sealed" for suite in recipe.suite) and book_sealed(run, round, pool, models):
         shown = ["previous", "candidate", *gates]
         seen = call(evaluate, run, round, "confirm", "sealed", pool, models, scores, vectors, shown)
-        call(open_sealed, run, round, pool, models, scores, seen, shown)
+        call(sealed, run, round, pool, models, scores, seen, shown)
 
 
-def _choose_strategy(run: Run, round: int, pool: Ref, base: Ref, scores: Ref, new: Ref | None, vectors: Ref | None) -> tuple[str | None, str, list[int]]:
+def _sets(
+    run: Run,
+    round: int,
+    phase: str,
+    arms: dict[str, str],
+    replicates: list[int],
+    pool: Ref,
+    base: Ref,
+    scores: Ref,
+    vectors: Ref | None,
+    first: bool,
+) -> tuple[Ref | None, Ref]:
+    """(candidate rows or None, the rows of every arm) of a phase: curation run again in every replicate."""
+    new = run.call(synthesize, run, round, phase, replicates, pool, base, scores, first)
+    return new, run.call(select, run, round, phase, arms, replicates, pool, base, scores, new, vectors, first)
+
+
+def _choose_strategy(
+    run: Run, round: int, pool: Ref, base: Ref, scores: Ref, vectors: Ref | None, first: bool
+) -> tuple[str | None, str, list[int]]:
     """The strategy to confirm, why, and its replicates: declared in the recipe, or the winner of a screen."""
     spec, call = run.recipe.decide, run.call
-    if run.recipe.worlds:
-        return spec.fixed_strategy, "declared in the recipe", list(range(run.recipe.worlds))
     if spec.fixed_strategy:
-        return spec.fixed_strategy, "declared in the recipe", list(range(spec.replicates or 8))
+        return spec.fixed_strategy, "declared in the recipe", list(range(confirming_bounds(run.recipe)[0]))
     control = _control(run.recipe)
     arms = {control: "random", **{s: s for s in run.recipe.select.strategies}}
     replicates = list(range(spec.screen_replicates))
-    sets = call(select, run, round, "screen", arms, replicates, pool, base, scores, new, vectors, round == 1)
+    new, sets = _sets(run, round, "screen", arms, replicates, pool, base, scores, vectors, first)
     models = call(train, run, round, "screen", list(arms), replicates, pool, base, sets, new, vectors)
     facts = call(evaluate, run, round, "screen", "steer", pool, models, scores, vectors)
-    choice = json.loads(run.lake.read_file(call(screen, run, round, pool, models, scores, facts, control), "choice.json"))
+    choice = json.loads(
+        run.lake.read_file(call(screen, run, round, pool, models, scores, facts, control), "choice.json")
+    )
     return choice["strategy"], choice["reason"], list(range(choice["replicates"]))
 
 

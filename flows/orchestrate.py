@@ -35,15 +35,30 @@ def curate_with_prefect(run: Run) -> None:
         watch_server(run.run_id)
     from prefect import flow
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.states import Completed, Failed
 
-    @flow(name="curate", flow_run_name=f"{run.recipe.name}-{run.run_id}", description=curate.__doc__, validate_parameters=False)
-    def whole(recipe: str, run_id: str, lake: str) -> None:
+    errors: list[Exception] = []
+
+    @flow(
+        name="curate",
+        flow_run_name=f"{run.recipe.name}-{run.run_id}",
+        description=curate.__doc__,
+        validate_parameters=False,
+    )
+    def whole(recipe: str, run_id: str, lake: str) -> Any:
         # A subflow's heartbeat thread costs a second to join; the parent beats for all.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            curate(run)
+        try:
+            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                curate(run)
+        except Exception as error:  # raised again below, without Prefect's traceback around it
+            errors.append(error)
+            return Failed(message=str(error))
+        return Completed()
 
     run.call = as_subflow
-    whole(run.recipe.name, run.run_id, str(run.lake.root))
+    whole(run.recipe.name, run.run_id, str(run.lake.root), return_state=True)
+    if errors:
+        raise errors[0]
 
 
 def as_subflow(stage: Callable[..., Any], run: Run, *args: Any) -> Any:
@@ -55,9 +70,16 @@ def as_subflow(stage: Callable[..., Any], run: Run, *args: Any) -> Any:
     errors: list[BaseException] = []
     rounds = [a for a in args[:1] if isinstance(a, int)]
     phase = next((a for a in args[1:2] if isinstance(a, str)), "")
-    title = "-".join(map(str, [run.recipe.name, stage.__name__, *(f"r{r}" for r in rounds), *([phase] if phase else [])]))
+    title = "-".join(
+        map(str, [run.recipe.name, stage.__name__, *(f"r{r}" for r in rounds), *([phase] if phase else [])])
+    )
 
-    @flow(name=stage.__name__.replace("_", "-"), flow_run_name=title, description=stage.__doc__, validate_parameters=False)
+    @flow(
+        name=stage.__name__.replace("_", "-"),
+        flow_run_name=title,
+        description=stage.__doc__,
+        validate_parameters=False,
+    )
     def body(corpus: str, round: int, inputs: list[str]) -> Any:
         before = len(run.steps)
         try:

@@ -13,9 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 from curation.specs import Recipe, Source, Suite
+from curation.world import SUITES
 
 
-def load_recipe(path: Path, sources: dict[str, str] | None = None, suites: dict[str, str] | None = None) -> Recipe:
+def load_recipe(
+    path: Path, sources: dict[str, str] | None = None, suites: dict[str, str] | None = None
+) -> Recipe:
     """The recipe in a file, with local copies in place of the paths of some sources and suites."""
     if not path.is_file():
         raise UserError(f"there is no recipe {path}; `gradus init FILE` writes one from your data")
@@ -39,7 +42,9 @@ def _replace_paths(raw: dict, kind: str, given: dict[str, str], path: Path) -> N
         if name not in names:
             near = difflib.get_close_matches(name, [str(n) for n in names], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"--{kind} {name}=…: {path} has no [[{kind}]] of that name, it has: {', '.join(map(str, names)) or 'none'}{hint}")
+            raise UserError(
+                f"--{kind} {name}=…: {path} has no [[{kind}]] of that name, it has: {', '.join(map(str, names)) or 'none'}{hint}"
+            )
         for entry in entries:
             if entry.get("name") == name:
                 for other in ("holdout_clusters", "holdout_rows"):
@@ -59,7 +64,11 @@ def _model_at(location: tuple) -> type[BaseModel] | None:
 
 
 def _inner_model(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
         return annotation
     for inner in typing.get_args(annotation):
         if (found := _inner_model(inner)) is not None:
@@ -81,7 +90,11 @@ def _explain(problem: dict, raw: dict) -> str:
         expected = problem.get("ctx", {}).get("expected", "")
         names = [n.strip().strip("'") for n in expected.replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(given, names, 1, 0.4)
-        return f"{where}: {given!r} is not known" + (f"; did you mean {near[0]!r}?" if near else "") + f" (known: {', '.join(names)})"
+        return (
+            f"{where}: {given!r} is not known"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + f" (known: {', '.join(names)})"
+        )
     if problem["type"] == "missing":
         return f"{where}: this field is required"
     return f"{where}: {problem['msg']} (got {problem.get('input')!r})"
@@ -95,7 +108,10 @@ def describe_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
         if inner is not None and name != "fields":
             many = "tuple" in str(field.annotation)
             title = f"[[{name}]]" if many else f"[{name}]"
-            lines += ["", f"{title}  {(inner.__doc__ or '').strip().splitlines()[0] if inner.__doc__ else ''}".rstrip()]
+            lines += [
+                "",
+                f"{title}  {(inner.__doc__ or '').strip().splitlines()[0] if inner.__doc__ else ''}".rstrip(),
+            ]
             lines += describe_fields(inner, "  ")
             continue
         plain = {} if isinstance(field.default, BaseModel) else field.default
@@ -110,22 +126,47 @@ def judge_problems(recipe: Recipe) -> list[str]:
     """What makes the recipe unusable before any file is opened, each with where and what to type."""
     problems = _name_problems(recipe)
     if recipe.worlds and not all(s.embedded for s in recipe.source):
-        problems.append("worlds > 0 is for the embedded corpus only: set embedded = true on the source, or worlds = 0")
-    if not recipe.worlds and any(s.embedded for s in recipe.source):
-        problems.append("an embedded source needs worlds = N (one a replicate), e.g. worlds = 8")
+        problems.append(
+            "worlds > 0 is for the embedded corpus only: set embedded = true on the source, or worlds = 0"
+        )
+    if not recipe.worlds and any(s.embedded for s in (*recipe.source, *recipe.suite)):
+        problems.append("an embedded source or suite needs worlds = N (one a replicate), e.g. worlds = 8")
+    if recipe.worlds:
+        wrong = [s.name for s in recipe.suite if not s.embedded or SUITES.get(s.name) != s.distribution]
+        if wrong or len(recipe.source) != 1:
+            known = ", ".join(f"{name} ({distribution})" for name, distribution in SUITES.items())
+            problems.append(
+                f"the embedded corpus has one source, and the suites {known}, each with embedded = true; not: {', '.join(wrong) or 'several sources'}"
+            )
+        if (
+            recipe.decide.work != "grow"
+            or recipe.decide.fixed_strategy is None
+            or recipe.proxy.scorer_steps is not None
+        ):
+            problems.append(
+                'the embedded corpus grows with a declared strategy: [decide] work = "grow" and fixed_strategy, and no [proxy] scorer_steps'
+            )
     for kind, entries in (("source", recipe.source), ("suite", recipe.suite)):
         for entry in entries:
             places = [entry.path is not None, entry.embedded]
             if isinstance(entry, Suite):
                 places += [entry.holdout_clusters is not None, entry.holdout_rows is not None]
             if sum(places) != 1:
-                options = "path = \"…\"" + (", holdout_clusters or holdout_rows" if kind == "suite" else "") + " or embedded = true"
+                options = (
+                    'path = "…"'
+                    + (", holdout_clusters or holdout_rows" if kind == "suite" else "")
+                    + " or embedded = true"
+                )
                 problems.append(f"[[{kind}]] {entry.name}: give exactly one of {options}")
     uses = {(s.distribution, u) for s in recipe.suite for u in s.use.split("+")}
     if ("ood", "judge") not in uses:
-        problems.append('no suite judges out of distribution: add a [[suite]] with distribution = "ood" and use = "steer+judge"')
+        problems.append(
+            'no suite judges out of distribution: add a [[suite]] with distribution = "ood" and use = "steer+judge"'
+        )
     if ("ood", "steer") not in uses and recipe.decide.fixed_strategy is None:
-        problems.append('the screen needs a steer suite: add use = "steer+judge" to an ood [[suite]], or set [decide] fixed_strategy')
+        problems.append(
+            'the screen needs a steer suite: add use = "steer+judge" to an ood [[suite]], or set [decide] fixed_strategy'
+        )
     return problems + _work_problems(recipe)
 
 
@@ -133,7 +174,10 @@ def _name_problems(recipe: Recipe) -> list[str]:
     problems = []
     for kind, entries in (("source", recipe.source), ("suite", recipe.suite)):
         names = [e.name for e in entries]
-        problems += [f"two [[{kind}]] are called {n!r}; names must differ" for n in sorted({n for n in names if names.count(n) > 1})]
+        problems += [
+            f"two [[{kind}]] are called {n!r}; names must differ"
+            for n in sorted({n for n in names if names.count(n) > 1})
+        ]
         if not names:
             problems.append(f"the recipe has no [[{kind}]]")
     return problems
@@ -144,28 +188,49 @@ def _work_problems(recipe: Recipe) -> list[str]:
     work, budget = recipe.decide.work, recipe.budget
     if work == "grow" and (recipe.synthesize.generator is None or budget.added_rows == 0):
         problems.append('[decide] work = "grow" needs [synthesize] generator and [budget] added_rows > 0')
-    if work == "grow" and budget.added_rows > recipe.synthesize.candidates:
-        problems.append(f"[budget] added_rows = {budget.added_rows} is more than [synthesize] candidates = {recipe.synthesize.candidates}; raise candidates")
+    if work == "grow" and budget.added_rows > recipe.synthesize.candidates // 2:
+        problems.append(
+            f"[budget] added_rows = {budget.added_rows} is more than half of [synthesize] candidates = {recipe.synthesize.candidates}, and only half of them are untargeted; raise candidates"
+        )
+    if not recipe.select.strategies and recipe.decide.fixed_strategy is None:
+        problems.append(
+            "[select] strategies is empty, and [decide] fixed_strategy is not set: there is nothing to try"
+        )
     if recipe.synthesize.generator == "embedded" and not recipe.worlds:
         problems.append('[synthesize] generator = "embedded" belongs to the embedded corpus; use "recombine"')
     if work == "choose" and budget.rows is None and budget.tokens is None:
-        problems.append('[decide] work = "choose" needs a budget smaller than the pool: set [budget] rows or tokens')
+        problems.append(
+            '[decide] work = "choose" needs a budget smaller than the pool: set [budget] rows or tokens'
+        )
     if recipe.proxy.kind == "decoder":
         strategies = {*recipe.select.strategies, recipe.decide.fixed_strategy} - {None}
         for name in sorted(s for s in strategies if s.startswith("embedding_")):
-            problems.append(f'[select] strategy {name!r} needs sentence embeddings: set [proxy] kind = "head", or leave it out')
+            problems.append(
+                f'[select] strategy {name!r} needs sentence embeddings: set [proxy] kind = "head", or leave it out'
+            )
         if recipe.proxy.width % recipe.proxy.heads:
-            problems.append(f"[proxy] width = {recipe.proxy.width} must be a multiple of heads = {recipe.proxy.heads}")
+            problems.append(
+                f"[proxy] width = {recipe.proxy.width} must be a multiple of heads = {recipe.proxy.heads}"
+            )
     if recipe.proxy.kind == "head" and work == "grow":
-        problems.append('[proxy] kind = "head" cannot embed rows that do not exist yet: use work = "choose", or kind = "decoder"')
+        problems.append(
+            '[proxy] kind = "head" cannot embed rows that do not exist yet: use work = "choose", or kind = "decoder"'
+        )
     n = confirming_bounds(recipe)[1]
     if n < 6:
         problems.append(
             f"too few replicates to publish at all: {n} can reach p = 1/{2**n} at best, the rule asks for at least 6 "
-            "(p <= 2/64); set " + (f"worlds = 8 (now {recipe.worlds})" if recipe.worlds else "[decide] replicates or max_replicates to 6 or more")
+            "(p <= 2/64); set "
+            + (
+                f"worlds = 8 (now {recipe.worlds})"
+                if recipe.worlds
+                else "[decide] replicates or max_replicates to 6 or more"
+            )
         )
     if recipe.worlds and recipe.decide.replicates not in (None, recipe.worlds):
-        problems.append(f"on the embedded corpus a replicate is a world: leave [decide] replicates out, or set it to worlds = {recipe.worlds}")
+        problems.append(
+            f"on the embedded corpus a replicate is a world: leave [decide] replicates out, or set it to worlds = {recipe.worlds}"
+        )
     return problems
 
 
@@ -175,7 +240,10 @@ def confirming_bounds(recipe: Recipe) -> tuple[int, int]:
         return recipe.worlds, recipe.worlds
     if recipe.decide.replicates is not None:
         return recipe.decide.replicates, recipe.decide.replicates
-    return min(6, recipe.decide.max_replicates), recipe.decide.max_replicates
+    most = recipe.decide.max_replicates
+    if recipe.decide.fixed_strategy:
+        return min(8, most), min(8, most)
+    return min(6, most), most
 
 
 def local_paths(recipe: Recipe) -> list[Source | Suite]:

@@ -126,16 +126,26 @@ def arm_lines(summary: pl.DataFrame, suite: str, metric: str, labels: dict[str, 
             both = set(own["replicate"]) & set(summary.filter(pl.col("arm") == "candidate")["replicate"])
             values = paired(summary, "candidate", arm, suite, metric)
             pairs = list(zip(sorted(both), values.tolist(), strict=False))
-        lines.append({
-            "arm": arm, "kind": kind_of(arm),
-            "role": ROLES.get(arm, "rival strategy"), "label": labels.get(arm, show(arm, 30)), "n": len(own),
-            "mean": mean, "low": low, "high": high, "values": list(own.select("replicate", metric).iter_rows()),
-            "pairs": pairs,
-        })
+        lines.append(
+            {
+                "arm": arm,
+                "kind": kind_of(arm),
+                "role": ROLES.get(arm, "rival strategy"),
+                "label": labels.get(arm, show(arm, 30)),
+                "n": len(own),
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "values": list(own.select("replicate", metric).iter_rows()),
+                "pairs": pairs,
+            }
+        )
     return lines
 
 
-def pair_of_charts(lines: list[dict[str, Any]], comparisons: list[dict[str, Any]], name: str) -> dict[str, Markup]:
+def pair_of_charts(
+    lines: list[dict[str, Any]], comparisons: list[dict[str, Any]], name: str
+) -> dict[str, Markup]:
     """Arms with their replicates, and beside each arm the candidate's paired difference from it."""
     against = {c["control"]: c for c in comparisons}
     arms, gains = [], []
@@ -143,13 +153,22 @@ def pair_of_charts(lines: list[dict[str, Any]], comparisons: list[dict[str, Any]
         c = against.get(line["arm"])
         gain_of = dict(line["pairs"])
         dots = [(r, v, _dot_title(line["label"], r, v, gain_of.get(r))) for r, v in line["values"]]
-        arms.append({**line, "figure": f"{line['mean']:.1f} {charts.limits(line['low'], line['high'])}", "dots": dots})
+        arms.append(
+            {**line, "figure": f"{line['mean']:.1f} {charts.limits(line['low'], line['high'])}", "dots": dots}
+        )
         told = "" if c is None else f"{gain_words(c)}  p {charts.probability(c['p'])}"
-        gains.append({
-            "label": "candidate: the reference" if line["arm"] == "candidate" else f"− {line['label']}",
-            "kind": line["kind"], "figure": told, **{k: c and c[k] for k in ("low", "high")}, "mean": c and c["diff"],
-            "dots": [(r, v, _dot_title(f"candidate − {line['label']}", r, v)) for r, v in line["pairs"]] if c else [],
-        })
+        gains.append(
+            {
+                "label": "candidate: the reference" if line["arm"] == "candidate" else f"− {line['label']}",
+                "kind": line["kind"],
+                "figure": told,
+                **{k: c and c[k] for k in ("low", "high")},
+                "mean": c and c["diff"],
+                "dots": [(r, v, _dot_title(f"candidate − {line['label']}", r, v)) for r, v in line["pairs"]]
+                if c
+                else [],
+            }
+        )
     seen = "; figures in the table below"
     return {
         "arms": charts.interval_rows(arms, f"{name}: mean, 95 % interval and replicates of every arm{seen}"),
@@ -175,12 +194,19 @@ def _views(
         lines = arm_lines(summary, suite, metric, labels)
         mine = [c for c in comparisons if c["suite"] == suite and c["metric"] == metric]
         if lines:
-            suites = summary.filter(pl.col("distribution") == suite[:-5], ~pl.col("suite").str.ends_with("_mean"))
+            suites = summary.filter(
+                pl.col("distribution") == suite[:-5], ~pl.col("suite").str.ends_with("_mean")
+            )
             names = [show(s, 40) for s in suites["suite"].unique().sort()]
-            views.append({
-                "name": name, "suites": names, "lines": lines, "by_control": {c["control"]: c for c in mine},
-                "charts": pair_of_charts(lines, mine, name),
-            })
+            views.append(
+                {
+                    "name": name,
+                    "suites": names,
+                    "lines": lines,
+                    "by_control": {c["control"]: c for c in mine},
+                    "charts": pair_of_charts(lines, mine, name),
+                }
+            )
     return views
 
 
@@ -210,7 +236,12 @@ def sealed_part(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
     summary = status.arm_summary(lake, record, found["round"], "sealed")
     key = str(steps_of(record, "sealed")[-1])
     opened = [_when(o["opened"]) for o in lake.openings() if o.get("key") == key and o.get("opened")]
-    return {**found, "views": _views(summary, found["comparisons"], metric, {}), "opened": opened, "metric": metric}
+    return {
+        **found,
+        "views": _views(summary, found["comparisons"], metric, {}),
+        "opened": opened,
+        "metric": metric,
+    }
 
 
 def map_part(found: dict[str, Any]) -> dict[str, Any]:
@@ -228,26 +259,35 @@ def difficulty_part(found: dict[str, Any]) -> dict[str, Any]:
     """The three histograms."""
     view = facts.difficulty(found)
     for s in view["scores"]:
-        s["chart"] = charts.histogram(s["counts"], s["edges"], f"Histogram of {s['name']} over {s['n']} rows", s["log"])
+        s["chart"] = charts.histogram(
+            s["counts"], s["edges"], f"Histogram of {s['name']} over {s['n']} rows", s["log"]
+        )
     return view
 
 
 def coverage(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
     """What the auditor saw in each round: arm -> n and its figures; `regions` is the number of all regions."""
     rounds = []
-    for (number,), lines in status.diversity(lake, record).sort("round").group_by("round", maintain_order=True):
+    for (number,), lines in (
+        status.diversity(lake, record).sort("round").group_by("round", maintain_order=True)
+    ):
         arms: dict[str, dict[str, Any]] = {}
         for line in lines.rows(named=True):
             arms.setdefault(line["subset"], {})[line["metric"]] = line["value"]
             arms[line["subset"]]["n"] = line["n"]
         total = arms.pop("all", {}).get("regions_covered")
         arms = dict(sorted(arms.items(), key=lambda kv: list(ROLES).index(kv[0]) if kv[0] in ROLES else 9))
-        drawn = [_bars("G-Vendi", "g_vendi", "ceiling", arms, 1), _bars("Regions covered", "regions_covered", total, arms, 0)]
+        drawn = [
+            _bars("G-Vendi", "g_vendi", "ceiling", arms, 1),
+            _bars("Regions covered", "regions_covered", total, arms, 0),
+        ]
         rounds.append({"round": number, "arms": arms, "regions": total, "charts": drawn})
     return rounds
 
 
-def _bars(title: str, metric: str, ceiling: Any, arms: dict[str, dict[str, Any]], digits: int) -> tuple[str, Markup]:
+def _bars(
+    title: str, metric: str, ceiling: Any, arms: dict[str, dict[str, Any]], digits: int
+) -> tuple[str, Markup]:
     rows = [
         {"label": show(arm, 30), "kind": kind_of(arm), "value": v[metric], "figure": f"{v[metric]:,.{digits}f}",
          "ceiling": v.get(ceiling) if isinstance(ceiling, str) else ceiling}

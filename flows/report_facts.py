@@ -43,7 +43,10 @@ def _visible(c: str) -> str:
 
 
 def texts_of(
-    lake: Lake, record: dict[str, Any], ids: Iterable[str], columns: Sequence[str] = ("prompt", "response", "label", "origin")
+    lake: Lake,
+    record: dict[str, Any],
+    ids: Iterable[str],
+    columns: Sequence[str] = ("prompt", "response", "label", "origin"),
 ) -> dict[str, dict[str, Any]]:
     """row_id -> these columns of the row, from any artifact of the run that has rows."""
     wanted = pl.LazyFrame({"row_id": sorted(set(ids))}, schema={"row_id": pl.String})
@@ -57,7 +60,9 @@ def texts_of(
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spaced, in order."""
-    at = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)) if items else []
+    at = (
+        np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)) if items else []
+    )
     return [items[i] for i in at]
 
 
@@ -78,7 +83,9 @@ def scored(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
     shown = [rows["row_id"][i] for i in spread(range(len(rows)), DOTS)]
     exemplars = [e for some in table["exemplars"].to_list() for e in some or []]
     return {
-        "round": int(first["round"][0]), "rows": rows, "regions": table,
+        "round": int(first["round"][0]),
+        "rows": rows,
+        "regions": table,
         "texts": texts_of(lake, record, shown + exemplars),
         "sizes": texts_of(lake, record, rows["row_id"], ("n_chars", "origin")),
     }
@@ -102,8 +109,12 @@ def region_map(found: dict[str, Any]) -> dict[str, Any]:
     xy, share = main_axes(rows["feature"].to_numpy().astype(np.float32))
     order = table.sort(["thin", "steer_error", "mean_nll"], descending=True, nulls_last=True)
     regions = [
-        {**r, "number": i + 1, "terms": show(r["terms"], 80) or "(no distinctive words)",
-         "exemplars": [line(texts.get(e)) for e in (r["exemplars"] or [])]}
+        {
+            **r,
+            "number": i + 1,
+            "terms": show(r["terms"], 80) or "(no distinctive words)",
+            "exemplars": [line(texts.get(e)) for e in (r["exemplars"] or [])],
+        }
         for i, r in enumerate(order.rows(named=True))
     ]
     named = {r["region"]: r for r in regions}
@@ -117,8 +128,13 @@ def region_map(found: dict[str, Any]) -> dict[str, Any]:
         dots.append({"x": float(xy[i, 0]), "y": float(xy[i, 1]), "kind": kind, "title": title})
     dots.sort(key=lambda d: "thin" in d["kind"])
     return {
-        "round": found["round"], "n": len(rows), "share": share, "dots": dots, "regions": regions[:LISTED_REGIONS],
-        "all_regions": len(regions), "thin": [r for r in regions if r["thin"]],
+        "round": found["round"],
+        "n": len(rows),
+        "share": share,
+        "dots": dots,
+        "regions": regions[:LISTED_REGIONS],
+        "all_regions": len(regions),
+        "thin": [r for r in regions if r["thin"]],
         "synthetic": sum(t["origin"] == "synthetic" for t in found["sizes"].values()),
     }
 
@@ -138,7 +154,10 @@ def difficulty(found: dict[str, Any]) -> dict[str, Any]:
     """Histograms of NLL, EL2N and gradient norm, and the rank correlation of each with the rows' length."""
     rows, sizes = found["rows"], found["sizes"]
     chars = np.array([sizes.get(i, {}).get("n_chars") or 0 for i in rows["row_id"]], dtype=float)
-    lengths = {"tokens of the answer": rows["n_tokens"].cast(pl.Float64).to_numpy(), "characters of the row": chars}
+    lengths = {
+        "tokens of the answer": rows["n_tokens"].cast(pl.Float64).to_numpy(),
+        "characters of the row": chars,
+    }
     names = {"nll": "NLL of the answer", "el2n": "EL2N", "norm": "Gradient norm"}
     scores = []
     for column, name in names.items():
@@ -147,10 +166,15 @@ def difficulty(found: dict[str, Any]) -> dict[str, Any]:
         if not len(known):
             continue
         quartiles = [float(q) for q in np.quantile(known, [0.1, 0.5, 0.9])]
-        scores.append({
-            "name": name, "n": len(known), "quartiles": quartiles, **_bins(known),
-            "lengths": [{"of": of, **rank_correlation(values, length)} for of, length in lengths.items()],
-        })
+        scores.append(
+            {
+                "name": name,
+                "n": len(known),
+                "quartiles": quartiles,
+                **_bins(known),
+                "lengths": [{"of": of, **rank_correlation(values, length)} for of, length in lengths.items()],
+            }
+        )
     return {"round": found["round"], "n": len(rows), "scores": scores}
 
 
@@ -181,7 +205,9 @@ def additions(lake: Lake, record: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         picked = lake.read(sets[-1], "selections").sort("rank")
         picked = picked.filter(pl.col("replicate") == picked["replicate"].min())
-        arms = {str(arm): part["row_id"].to_list() for (arm,), part in picked.group_by("arm", maintain_order=True)}
+        arms = {
+            str(arm): part["row_id"].to_list() for (arm,), part in picked.group_by("arm", maintain_order=True)
+        }
         made = steps_of(record, "synthesize", round)
         facts = _grown(lake, record, made[-1], arms) if made else _chosen(lake, record, round, arms)
         out.append({"round": round, **facts})
@@ -224,7 +250,9 @@ def _chosen(lake: Lake, record: dict[str, Any], round: int, arms: dict[str, list
 
 
 def _features(lake: Lake, ref: Ref, ids: list[str]) -> dict[str, dict[str, Any]]:
-    found = lake.scan(ref, "features").filter(pl.col("row_id").is_in(ids)).select("row_id", *UNJUDGED).collect()
+    found = (
+        lake.scan(ref, "features").filter(pl.col("row_id").is_in(ids)).select("row_id", *UNJUDGED).collect()
+    )
     return {row.pop("row_id"): row for row in found.rows(named=True)}
 
 
@@ -240,7 +268,9 @@ def _counts(lake: Lake, ref: Ref) -> dict[str, int]:
     for name in lake.files(ref):
         if name.startswith("counts-"):
             facts = json.loads(lake.read_file(ref, name))
-            total.update({show(f"drawn: {k}".replace("_", " "), 60): int(v) for k, v in facts.pop("drawn", {}).items()})
+            total.update(
+                {show(f"drawn: {k}".replace("_", " "), 60): int(v) for k, v in facts.pop("drawn", {}).items()}
+            )
             total.update({show(k, 60): int(v) for k, v in facts.items()})
     return dict(total)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,16 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     _pool: ProcessPoolExecutor | None = None
 
-    def stage(self, kind: str, version: str, spec: Mapping[str, Any], inputs: Sequence[Ref], compute: Callable[[Draft], Any], round: int = 0, phase: str = "") -> Ref:
+    def stage(
+        self,
+        kind: str,
+        version: str,
+        spec: Mapping[str, Any],
+        inputs: Sequence[Ref],
+        compute: Callable[[Draft], Any],
+        round: int = 0,
+        phase: str = "",
+    ) -> Ref:
         """The stage's artifact: found in the lake, or computed now into a draft and published."""
         fp = fingerprint(kind, version, spec, [str(i) for i in inputs])
         ref = self.lake.find(kind, self.recipe.name, fp)
@@ -58,31 +68,54 @@ class Run:
         return ref
 
     def _note(self, kind: str, round: int, phase: str, ref: Ref, seconds: float, reused: bool) -> None:
-        self.steps.append({"stage": kind, "round": round, "phase": phase, "artifact": str(ref), "reused": reused})
+        self.steps.append(
+            {"stage": kind, "round": round, "phase": phase, "artifact": str(ref), "reused": reused}
+        )
         if self.reuse_only:
             return
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         workers_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        self.lake.add_cost(self.run_id, {
-            "stage": kind, "round": round, "phase": phase, "artifact": str(ref), "reused": reused,
-            "seconds": round_to(seconds, 3), "peak_memory_mb": round_to(max(peak_mb, workers_mb), 1),
-        })
+        self.lake.add_cost(
+            self.run_id,
+            {
+                "stage": kind,
+                "round": round,
+                "phase": phase,
+                "artifact": str(ref),
+                "reused": reused,
+                "seconds": round_to(seconds, 3),
+                "peak_memory_mb": round_to(max(peak_mb, workers_mb), 1),
+            },
+        )
         where = f" round {round}" if round else ""
-        self.say(f"{kind}{where}{' ' + phase if phase else ''}: {'reused' if reused else f'{seconds:.1f} s'}  {ref}")
+        self.say(
+            f"{kind}{where}{' ' + phase if phase else ''}: {'reused' if reused else f'{seconds:.1f} s'}  {ref}"
+        )
         self.save("running")
 
     def save(self, state: str, **more: Any) -> None:
         """Writes the run's record; `artifacts` holds the last artifact of each stage, `steps` all of them."""
         self.facts |= more
-        self.lake.save_run(self.run_id, {
-            "recipe": self.recipe.name, "recipe_hash": recipe_hash(self.recipe), "state": state,
-            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
-            "seconds": round_to(time.time() - self.started, 1),
-            "artifacts": {step["stage"]: step["artifact"] for step in self.steps},
-            "steps": self.steps, "recipe_spec": self.recipe.model_dump(mode="json"), **self.facts,
-        })
+        self.lake.save_run(
+            self.run_id,
+            {
+                "recipe": self.recipe.name,
+                "recipe_hash": recipe_hash(self.recipe),
+                "state": state,
+                "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+                "seconds": round_to(time.time() - self.started, 1),
+                "artifacts": {step["stage"]: step["artifact"] for step in self.steps},
+                "host": platform.node(),
+                "pid": os.getpid(),
+                "steps": self.steps,
+                "recipe_spec": self.recipe.model_dump(mode="json"),
+                **self.facts,
+            },
+        )
 
-    def map_shards(self, draft: Draft, jobs: Mapping[str, tuple], work: Callable[..., None], label: str) -> None:
+    def map_shards(
+        self, draft: Draft, jobs: Mapping[str, tuple], work: Callable[..., None], label: str
+    ) -> None:
         """Runs `work(work_path, key, *job)` for every key whose shard is missing, on all cores.
 
         Workers write their own shards, so a kill loses at most those in flight.
@@ -105,8 +138,12 @@ class Run:
         """The run's worker processes, one thread each, made when first needed."""
         if self._pool is None:
             # One thread a worker, so that sums have one order; libraries read these when they are loaded.
-            os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=one_thread, initargs=(os.getpid(),))
+            os.environ |= dict.fromkeys(
+                ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1"
+            )
+            self._pool = ProcessPoolExecutor(
+                self.workers, get_context("spawn"), initializer=one_thread, initargs=(os.getpid(),)
+            )
         return self._pool
 
     def close(self, kill: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
 import polars as pl
@@ -21,14 +23,19 @@ def find_run(lake: Lake, run_id: str | None = None) -> dict[str, Any]:
         return runs[-1]
     found = [r for r in runs if r["run"].startswith(run_id)]
     if len(found) != 1:
-        raise UserError(f"{len(found)} runs begin with {run_id!r}; runs: {', '.join(r['run'] for r in runs[-8:])}")
+        raise UserError(
+            f"{len(found)} runs begin with {run_id!r}; runs: {', '.join(r['run'] for r in runs[-8:])}"
+        )
     return found[0]
 
 
-def steps_of(record: dict[str, Any], stage: str, round: int | None = None, phase: str | None = None) -> list[Ref]:
+def steps_of(
+    record: dict[str, Any], stage: str, round: int | None = None, phase: str | None = None
+) -> list[Ref]:
     """The artifacts that a stage made or found in this run, in order."""
     return [
-        Ref.parse(s["artifact"]) for s in record["steps"]
+        Ref.parse(s["artifact"])
+        for s in record["steps"]
         if s["stage"] == stage and round in (None, s["round"]) and phase in (None, s["phase"])
     ]
 
@@ -38,15 +45,33 @@ def status(lake: Lake, record: dict[str, Any]) -> dict[str, Any]:
     rounds = sorted({s["round"] for s in record["steps"] if s["stage"] == "decide"})
     return {
         "run": {
-            "id": record["run"], "recipe": record["recipe"], "state": record["state"], "started": record["started"],
-            "seconds": record["seconds"], "error": record.get("error"), "stop_reason": record.get("stop_reason"),
+            "id": record["run"],
+            "recipe": record["recipe"],
+            "state": state_of(record),
+            "started": record["started"],
+            "seconds": record["seconds"],
+            "error": record.get("error"),
+            "stop_reason": record.get("stop_reason"),
         },
         "accounting": accounting(lake, record),
         "rounds": [round_facts(lake, record, r) for r in rounds],
         "sealed": sealed_facts(lake, record),
+        "sealed_note": record.get("sealed_note"),
         "published": published(lake, record),
         "seconds": seconds(lake, record),
     }
+
+
+def state_of(record: dict[str, Any]) -> str:
+    """The run's state; `killed` when it says running and its process, of this machine, is gone."""
+    if record["state"] == "running" and record.get("host") == platform.node():
+        try:
+            os.kill(record["pid"], 0)
+        except ProcessLookupError:
+            return "killed"
+        except PermissionError:
+            pass  # it is there, another user's
+    return record["state"]
 
 
 def accounting(lake: Lake, record: dict[str, Any]) -> dict[str, int] | None:
@@ -88,7 +113,9 @@ def arms_of(summary: pl.DataFrame) -> dict[str, dict[str, Any]]:
             figures[name] = _points(values.mean()) if len(values) else None
         out[arm] = figures | {"n": lines["replicate"].n_unique()}
     order = ["previous", "candidate", "untargeted", "random", "length_matched"]
-    return dict(sorted(out.items(), key=lambda kv: (order.index(kv[0]) if kv[0] in order else len(order), kv[0])))
+    return dict(
+        sorted(out.items(), key=lambda kv: (order.index(kv[0]) if kv[0] in order else len(order), kv[0]))
+    )
 
 
 def _points(value: Any) -> float | None:
@@ -98,9 +125,19 @@ def _points(value: Any) -> float | None:
 def comparison_lines(frame: pl.DataFrame) -> list[dict[str, Any]]:
     """The `comparisons` table as plain lines; differences and limits in points."""
     return [
-        {"phase": c["phase"], "arm": c["arm"], "control": c["control"], "suite": c["suite"], "metric": c["metric"],
-         "diff": _points(c["difference"]), "low": _points(c["low"]), "high": _points(c["high"]), "p": c["p"], "n": c["n"],
-         "detectable": _points(c["detectable"])}
+        {
+            "phase": c["phase"],
+            "arm": c["arm"],
+            "control": c["control"],
+            "suite": c["suite"],
+            "metric": c["metric"],
+            "diff": _points(c["difference"]),
+            "low": _points(c["low"]),
+            "high": _points(c["high"]),
+            "p": c["p"],
+            "n": c["n"],
+            "detectable": _points(c["detectable"]),
+        }
         for c in frame.rows(named=True)
     ]
 
@@ -111,10 +148,14 @@ def round_facts(lake: Lake, record: dict[str, Any], round: int) -> dict[str, Any
     decision = lake.read(verdict, "decisions").row(0, named=True)
     frames = [lake.read(r, "comparisons") for r in (*steps_of(record, "screen", round), verdict)]
     return {
-        "round": round, "arms": arms_of(arm_summary(lake, record, round)),
+        "round": round,
+        "arms": arms_of(arm_summary(lake, record, round)),
         "comparisons": [line for frame in frames for line in comparison_lines(frame)],
-        "strategy": decision["strategy"], "decision": decision["decision"], "reason": decision["reason"],
-        "alpha": decision["alpha"], "p": decision["p"],
+        "strategy": decision["strategy"],
+        "decision": decision["decision"],
+        "reason": decision["reason"],
+        "alpha": decision["alpha"],
+        "p": decision["p"],
     }
 
 
@@ -125,7 +166,8 @@ def sealed_facts(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
         return None
     last = max(s["round"] for s in record["steps"] if s["stage"] == "sealed")
     return {
-        "arms": arms_of(arm_summary(lake, record, last, "sealed")), "round": last,
+        "arms": arms_of(arm_summary(lake, record, last, "sealed")),
+        "round": last,
         "comparisons": comparison_lines(lake.read(found[-1], "comparisons")),
     }
 
@@ -140,7 +182,9 @@ def seconds(lake: Lake, record: dict[str, Any]) -> dict[str, float]:
     """Seconds of each stage in this run; a stage that was only found again costs none."""
     out: dict[str, float] = {}
     for cost in lake.costs(record["run"]):
-        out[cost["stage"]] = float(f"{out.get(cost['stage'], 0.0) + (0 if cost['reused'] else cost['seconds']):.2f}")
+        out[cost["stage"]] = float(
+            f"{out.get(cost['stage'], 0.0) + (0 if cost['reused'] else cost['seconds']):.2f}"
+        )
     return out
 
 

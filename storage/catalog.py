@@ -35,7 +35,7 @@ JSON_TABLES = {
     "missing_files:BIGINT tables parents counts spec",
     "datasets": "artifact name version:BIGINT parent:BIGINT strategy rows:BIGINT tokens:BIGINT "
     "decision evidence",
-    "runs": "run recipe started state artifacts",
+    "runs": "run recipe started state artifacts steps",
     "costs": "run stage round:BIGINT seconds:DOUBLE tokens:BIGINT money:DOUBLE",
     "alpha_spent": "dataset suite streak:BIGINT round:BIGINT alpha:DOUBLE key",
     "openings": "dataset suite_hash key opened",
@@ -292,9 +292,11 @@ def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
     """(step, what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
     if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
         raise UserError(
-            f"{beginning!r} is no row id; ids are 32 hex digits: gradus sql \"select row_id, prompt from rows limit 5\""
+            f'{beginning!r} is no row id; ids are 32 hex digits: gradus sql "select row_id, prompt from rows limit 5"'
         )
-    found = query(lake, "select distinct row_id from every_row where starts_with(row_id, ?) limit 3", [beginning])
+    found = query(
+        lake, "select distinct row_id from every_row where starts_with(row_id, ?) limit 3", [beginning]
+    )
     if len(found) != 1:
         many = f"more than one row begins with {beginning}; give more digits"
         raise UserError(many if len(found) else f"no row {beginning} in {lake.root}")
@@ -322,7 +324,9 @@ def query(lake: Lake, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
             found = pl.DataFrame(connection.sql(sql, params=list(values)).to_arrow_table())
             return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
         except duckdb.IOException as error:
-            raise DataError(f"the lake lost a file: {error}; from artifacts where missing_files > 0 names the artifact") from error
+            raise DataError(
+                f"the lake lost a file: {error}; from artifacts where missing_files > 0 names the artifact"
+            ) from error
         except duckdb.Error as error:
             raise UserError(
                 f"{error}\nviews and macros: `show tables`, `describe rows`, explain_row(id)"

@@ -30,7 +30,9 @@ def load_encoder(name: str) -> SentenceTransformer:
     else:
         where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        return SentenceTransformer(where, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        return SentenceTransformer(
+            where, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
     except Exception as error:
         raise UserError(
             f"[proxy] encoder = {name!r} could not be loaded ({type(error).__name__}: {error}); "
@@ -40,5 +42,7 @@ def load_encoder(name: str) -> SentenceTransformer:
 
 def embed(name: str, texts: list[str]) -> np.ndarray:
     """Unit embeddings (n, width) float32 of the texts."""
-    vectors = load_encoder(name).encode(texts, batch_size=64, show_progress_bar=False, normalize_embeddings=True, convert_to_numpy=True)
+    vectors = load_encoder(name).encode(
+        texts, batch_size=64, show_progress_bar=False, normalize_embeddings=True, convert_to_numpy=True
+    )
     return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)

@@ -208,7 +208,7 @@ select r.source, r.file, r.position, l.row_id, l.reason, l."value", l.threshold,
 order by source, file, position, reason;
 
 create macro path_of(run_id, round_number, arm_name, suite_name, metric_name) as table
-with way as (select artifacts as refs from runs where run = run_id)
+with way as (select steps as refs from runs where run = run_id)
 select c.control, c.difference, c.low, c.high, m.model, m.replicate, s.row_id, s."rank", e.origin, e.parents,
   r.source, r.file, r.position
 from way

@@ -13,7 +13,9 @@ from storage.artifacts import Lake
 
 def plain_run(recipe: Path, lake: Path, run_id: str = "test", workers: int = 2) -> Run:
     """A completed run, its record saved; raises what the loop raises."""
-    run = Run(Lake(lake), load_recipe(recipe), recipe.parent, run_id=run_id, workers=workers, say=lambda _: None)
+    run = Run(
+        Lake(lake), load_recipe(recipe), recipe.parent, run_id=run_id, workers=workers, say=lambda _: None
+    )
     run.save("running")
     try:
         curate(run)

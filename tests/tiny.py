@@ -11,8 +11,16 @@ DEMO = Path(__file__).parents[1] / "flows" / "demo.toml"
 def tiny_recipe(folder: Path, rounds: int = 1, steps: int = 6, **fields: object) -> Path:
     """Writes the demo's recipe with small numbers into the folder; `fields` replace further lines."""
     numbers = {
-        "name": '"tiny"', "worlds": 6, "steps": steps, "rows": 60, "added_rows": 30, "rounds": rounds, "candidates": 100,
-        "width": 16, "feature_dimensions": 64, **fields,
+        "name": '"tiny"',
+        "worlds": 6,
+        "steps": steps,
+        "rows": 60,
+        "added_rows": 30,
+        "rounds": rounds,
+        "candidates": 100,
+        "width": 16,
+        "feature_dimensions": 64,
+        **fields,
     }
     text = DEMO.read_text(encoding="utf-8")
     for name, value in numbers.items():

@@ -42,7 +42,9 @@ def paired(summary: pl.DataFrame, arm: str, control: str, suite: str, metric: st
     return (both["a"] - both["b"]).to_numpy()
 
 
-def crossed_cells(outcomes: pl.DataFrame, models: pl.DataFrame, items: pl.DataFrame, arm: str, control: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def crossed_cells(
+    outcomes: pl.DataFrame, models: pl.DataFrame, items: pl.DataFrame, arm: str, control: str, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
     """(n, m) mean OOD differences in points by replicate and item cluster, and (m,) weights of the clusters.
 
     Weights give every OOD suite the same total, as the endpoint does.
@@ -52,13 +54,21 @@ def crossed_cells(outcomes: pl.DataFrame, models: pl.DataFrame, items: pl.DataFr
     per_suite = ood.group_by("suite").len().rename({"len": "suite_items"})
     lines = (
         outcomes.with_columns((value * 100).alias("v"))
-        .join(models.filter(pl.col("arm").is_in([arm, control])).select("model", "arm", "replicate"), on="model")
+        .join(
+            models.filter(pl.col("arm").is_in([arm, control])).select("model", "arm", "replicate"), on="model"
+        )
         .join(ood, on=["suite", "item_id"])
         .join(per_suite, on="suite")
         .with_columns(pl.concat_str("suite", "cluster", separator="/").alias("cell"))
     )
-    cells = lines.group_by("cell", "replicate", "arm").agg(pl.col("v").mean(), (1 / pl.col("suite_items")).sum().alias("w"))
+    cells = lines.group_by("cell", "replicate", "arm").agg(
+        pl.col("v").mean(), (1 / pl.col("suite_items")).sum().alias("w")
+    )
     wide = cells.pivot(on="arm", index=["cell", "replicate"], values="v").sort("cell", "replicate")
     weights = cells.filter(pl.col("arm") == arm).group_by("cell").agg(pl.col("w").mean()).sort("cell")
-    table = wide.with_columns((pl.col(arm) - pl.col(control)).alias("d")).pivot(on="replicate", index="cell", values="d").sort("cell")
+    table = (
+        wide.with_columns((pl.col(arm) - pl.col(control)).alias("d"))
+        .pivot(on="replicate", index="cell", values="d")
+        .sort("cell")
+    )
     return table.drop("cell").to_numpy().T, weights["w"].to_numpy()

@@ -23,7 +23,9 @@ class Moments:
     n: int
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.second + other.second, self.total + other.total, self.square + other.square, self.n + other.n)
+        return Moments(
+            self.second + other.second, self.total + other.total, self.square + other.square, self.n + other.n
+        )
 
 
 def moments(features: np.ndarray) -> Moments:

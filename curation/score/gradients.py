@@ -116,7 +116,9 @@ def _by_row(x: Tensor, rows: Encoded) -> Tensor:
     return out
 
 
-def row_gradients(model: nn.Module, layers: dict[str, nn.Linear], rows: Encoded, d: int, fold_width: int, seed: int) -> RowGradients:
+def row_gradients(
+    model: nn.Module, layers: dict[str, nn.Linear], rows: Encoded, d: int, fold_width: int, seed: int
+) -> RowGradients:
     """Gradient features of every row, the same for any batching; `model` must be frozen and in eval mode."""
     sketcher = Sketcher(layers, d, fold_width, seed)
     n = len(rows)

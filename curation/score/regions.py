@@ -33,7 +33,17 @@ def distinctive_terms(texts: list[str], cluster: np.ndarray, region: int, terms:
     return " ".join(w for w in best if weight[w] > 0)
 
 
-def map_regions(proxy: str, row_ids: list[str], texts: list[str], z: np.ndarray, nll: np.ndarray, steer: np.ndarray, steer_wrong: np.ndarray, k: int | None, seed: int) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
+def map_regions(
+    proxy: str,
+    row_ids: list[str],
+    texts: list[str],
+    z: np.ndarray,
+    nll: np.ndarray,
+    steer: np.ndarray,
+    steer_wrong: np.ndarray,
+    k: int | None,
+    seed: int,
+) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
     """(`regions` frame of the rows, `region_table`, region of each steer item (m,)).
 
     z (n, d) and steer (m, d) unit gradient rows; `thin` = smaller than the median region; `steer_error` = share
@@ -54,12 +64,23 @@ def map_regions(proxy: str, row_ids: list[str], texts: list[str], z: np.ndarray,
         hit = steer_wrong[near_steer == r]
         xy = (centroids[r] - z.mean(0)) @ axes.T
         lines.append(
-            (proxy, r, int(sizes[r]), sizes[r] / len(z), float(cosine[members].mean()) if len(members) else 0.0,
-             float(hit.mean()) if len(hit) else None, float(nll[members].mean()) if len(members) else None,
-             bool(sizes[r] < median), distinctive_terms(texts, cluster, r), [row_ids[i] for i in closest],
-             float(xy[0]), float(xy[1]) if len(xy) > 1 else 0.0)
+            (
+                proxy,
+                r,
+                int(sizes[r]),
+                sizes[r] / len(z),
+                float(cosine[members].mean()) if len(members) else 0.0,
+                float(hit.mean()) if len(hit) else None,
+                float(nll[members].mean()) if len(members) else None,
+                bool(sizes[r] < median),
+                distinctive_terms(texts, cluster, r),
+                [row_ids[i] for i in closest],
+                float(xy[0]),
+                float(xy[1]) if len(xy) > 1 else 0.0,
+            )
         )
     rows = pl.DataFrame(
-        {"row_id": row_ids, "proxy": [proxy] * len(row_ids), "region": cluster, "distance": 1 - cosine}, schema=REGIONS
+        {"row_id": row_ids, "proxy": [proxy] * len(row_ids), "region": cluster, "distance": 1 - cosine},
+        schema=REGIONS,
     )
     return rows, pl.DataFrame(lines, schema=REGION_TABLE, orient="row"), near_steer

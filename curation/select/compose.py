@@ -7,7 +7,7 @@ import numpy as np
 from curation.randomness import generator
 from curation.strategies import Facts, rank_rows
 
-TOKEN_TOLERANCE = 0.01
+TOKEN_TOLERANCE = 0.005  # of the target, so that two arms differ by 1 % at most
 
 
 def quotas(strata: np.ndarray, budget: int) -> dict[int, int]:
@@ -26,7 +26,14 @@ def quotas(strata: np.ndarray, budget: int) -> dict[int, int]:
     return dict(zip(names.tolist(), take.tolist(), strict=True))
 
 
-def equalise_tokens(chosen: np.ndarray, reserve: np.ndarray, tokens: np.ndarray, strata: np.ndarray, target: float, tolerance: float = TOKEN_TOLERANCE) -> np.ndarray:
+def equalise_tokens(
+    chosen: np.ndarray,
+    reserve: np.ndarray,
+    tokens: np.ndarray,
+    strata: np.ndarray,
+    target: float,
+    tolerance: float = TOKEN_TOLERANCE,
+) -> np.ndarray:
     """The chosen rows after swaps, last ranks first, that bring their tokens within `tolerance` of `target`.
 
     A swap takes the earliest reserve row of the same stratum that brings the sum nearer to the target; ranks are
@@ -50,7 +57,16 @@ def equalise_tokens(chosen: np.ndarray, reserve: np.ndarray, tokens: np.ndarray,
     return chosen
 
 
-def choose_rows(strategy: str, facts: Facts, strata: np.ndarray, tokens: np.ndarray, budget: int, target_tokens: float, seed: int, *purpose: object) -> np.ndarray:
+def choose_rows(
+    strategy: str,
+    facts: Facts,
+    strata: np.ndarray,
+    tokens: np.ndarray,
+    budget: int,
+    target_tokens: float,
+    seed: int,
+    *purpose: object,
+) -> np.ndarray:
     """Row numbers of a set: `budget` rows by the strategy within label quotas, tokens equal to the target +- 1 %."""
     chosen: list[np.ndarray] = []
     reserve: list[np.ndarray] = []
@@ -63,7 +79,9 @@ def choose_rows(strategy: str, facts: Facts, strata: np.ndarray, tokens: np.ndar
     return equalise_tokens(np.concatenate(chosen), np.concatenate(reserve), tokens, strata, target_tokens)
 
 
-def length_matched(like: np.ndarray, open_to: np.ndarray, strata: np.ndarray, tokens: np.ndarray, seed: int, *purpose: object) -> np.ndarray:
+def length_matched(
+    like: np.ndarray, open_to: np.ndarray, strata: np.ndarray, tokens: np.ndarray, seed: int, *purpose: object
+) -> np.ndarray:
     """A random set with the labels and lengths of the rows `like`, drawn from the rows `open_to`.
 
     Each row of `like` is replaced by a random row of its stratum of the same length, or the nearest length that

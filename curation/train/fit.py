@@ -40,7 +40,9 @@ def fit(spec: Proxy, reader: Reader, rows: Encoded, seed: int, steps: int | None
     """
     steps = spec.steps if steps is None else steps
     model = build_model(spec, reader, seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     order = batch_order(len(rows), steps, spec.batch_rows, seed)
     lengths = rows.lengths()
     warmup = max(1, min(WARMUP_STEPS, steps // 10))

@@ -28,7 +28,9 @@ def draw(world, skill: str, n: int, purpose: str) -> pl.DataFrame:
     rng = generator(world.seed, purpose, world.index, skill)
     regions = [r for r in world.seen if r[0] == skill]
     rows = [write_row(rng, regions[i]) for i in rng.integers(len(regions), size=n)]
-    return pl.DataFrame({"prompt": [p for p, _ in rows], "response": [r for _, r in rows], "label": [None] * n})
+    return pl.DataFrame(
+        {"prompt": [p for p, _ in rows], "response": [r for _, r in rows], "label": [None] * n}
+    )
 
 
 def main() -> None:
@@ -47,7 +49,11 @@ def main() -> None:
     print(f"{'skill':<10}{'accuracy of each world, %':>30}")
     for skill, values in accuracy.items():
         print(f"{skill:<10}{' '.join(f'{v:6.1f}' for v in values):>30}")
-    print(json.dumps({"least_mean_accuracy": min(sum(v) / len(v) for v in accuracy.values()), "worlds": len(worlds)}))
+    print(
+        json.dumps(
+            {"least_mean_accuracy": min(sum(v) / len(v) for v in accuracy.values()), "worlds": len(worlds)}
+        )
+    )
 
 
 if __name__ == "__main__":

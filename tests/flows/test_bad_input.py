@@ -36,13 +36,21 @@ max_replicates = 8
 
 
 def write(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": t, "label": "ab"[i % 2]}) + "\n" for i, t in enumerate(texts)))
+    path.write_text(
+        "".join(json.dumps({"text": t, "label": "ab"[i % 2]}) + "\n" for i, t in enumerate(texts))
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write(tmp_path / "pool.jsonl", [f"question number {i * 7919} about subject {i * 104729 % 1000}" for i in range(200)])
-    write(tmp_path / "new.jsonl", [f"an unseen topic {i * 611953} of kind {i * 15485863 % 999}" for i in range(40)])
+    write(
+        tmp_path / "pool.jsonl",
+        [f"question number {i * 7919} about subject {i * 104729 % 1000}" for i in range(200)],
+    )
+    write(
+        tmp_path / "new.jsonl",
+        [f"an unseen topic {i * 611953} of kind {i * 15485863 % 999}" for i in range(40)],
+    )
     (tmp_path / "r.toml").write_text(RECIPE)
     return tmp_path
 
@@ -53,7 +61,11 @@ def refused(folder: Path, command: str = "check", **options: str) -> str:
         args += ["--lake", str(folder / "lake")]
     result = CliRunner().invoke(app, args)
     assert isinstance(result.exception, GradusError), result.output
-    assert not list((folder / "lake" / "artifacts").glob("*/*/manifest.json")) if (folder / "lake").exists() else True
+    assert (
+        not list((folder / "lake" / "artifacts").glob("*/*/manifest.json"))
+        if (folder / "lake").exists()
+        else True
+    )
     return str(result.exception)
 
 
@@ -132,7 +144,10 @@ def test_init_writes_a_recipe_that_check_accepts(folder):
 
 
 def test_init_on_text_to_text_rows(tmp_path):
-    rows = [{"instruction": f"add {i} and {i * 31 % 17}", "output": f"it is {i + i * 31 % 17}"} for i in range(300)]
+    rows = [
+        {"instruction": f"add {i} and {i * 31 % 17}", "output": f"it is {i + i * 31 % 17}"}
+        for i in range(300)
+    ]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "qa.toml"
     assert CliRunner().invoke(app, ["init", str(tmp_path / "qa.jsonl"), "--out", str(out)]).exit_code == 0

@@ -52,9 +52,15 @@ def test_status_has_both_rounds_every_arm_and_one_sealed_result(done):
         assert {c["control"] for c in means} == set(r["arms"]) - {"candidate"}
         assert all(c["n"] == 6 and 1 / 64 <= c["p"] <= 1 for c in means)
         assert r["decision"] in ("publish", "keep", "futile", "inconclusive")
-    assert [r["alpha"] for r in facts["rounds"]] == [2 / 64, 1 / 64 if facts["rounds"][0]["decision"] != "publish" else 2 / 64]
+    assert [r["alpha"] for r in facts["rounds"]] == [
+        2 / 64,
+        1 / 64 if facts["rounds"][0]["decision"] != "publish" else 2 / 64,
+    ]
     assert set(facts["sealed"]["arms"]) == {"previous", "candidate", "untargeted"}
-    assert facts["published"] == {"name": "tiny", "version": 1 + sum(r["decision"] == "publish" for r in facts["rounds"])}
+    assert facts["published"] == {
+        "name": "tiny",
+        "version": 1 + sum(r["decision"] == "publish" for r in facts["rounds"]),
+    }
     read = facts["accounting"]
     assert read["rows_read"] == read["rows_kept"] + read["rows_dropped"]
 
@@ -62,7 +68,9 @@ def test_status_has_both_rounds_every_arm_and_one_sealed_result(done):
 def test_accounting_balances_for_every_source(done):
     _, lake = done
     table = query(lake, "from accounting")
-    per_source = table.group_by("source").agg(pl.col("read").first(), pl.col("kept").first(), pl.col("dropped").sum())
+    per_source = table.group_by("source").agg(
+        pl.col("read").first(), pl.col("kept").first(), pl.col("dropped").sum()
+    )
     assert len(per_source) == 6
     assert (per_source["read"] == per_source["kept"] + per_source["dropped"]).all()
     assert {"unparsable", "exact_copy", "empty"} & set(table["reason"])
@@ -80,7 +88,9 @@ def test_no_accepted_row_is_a_suite_item_and_all_are_verified(done):
     from curation.world import solve
 
     _, lake = done
-    rows = pl.concat([lake.read(r, "rows") for r in lake.refs("base")]).filter(pl.col("origin") == "synthetic")
+    rows = pl.concat([lake.read(r, "rows") for r in lake.refs("base")]).filter(
+        pl.col("origin") == "synthetic"
+    )
     items = pl.concat([lake.read(r, "suite_items") for r in lake.refs("ingest")])
     assert not set(rows["prompt"]) & set(items["prompt"])
     assert all(solve(p) == r for p, r in rows.select("prompt", "response").iter_rows())
@@ -107,7 +117,9 @@ def test_a_changed_field_redoes_only_what_depends_on_it(done):
 def test_spent_alpha_is_booked_once_a_round(done):
     _, lake = done
     entries = lake.alpha_spent("tiny")
-    assert [e["round"] for e in entries] == [1, 2]
+    assert sorted((e["round"], e["suite"]) for e in entries) == [
+        (r, s) for r in (1, 2) for s in ("held_out", "rare")
+    ]
     assert len(lake.openings()) == 6  # the sealed suite of each world, once
 
 
@@ -116,4 +128,9 @@ def test_every_published_artifact_is_as_its_manifest_says(done):
     for ref in lake.refs():
         lake.verify(ref)
         assert "run" not in lake.manifest(ref)
-    assert {Ref.parse(s["artifact"]).kind for s in lake.runs()[-1]["steps"]} >= {"ingest", "score", "decide", "sealed"}
+    assert {Ref.parse(s["artifact"]).kind for s in lake.runs()[-1]["steps"]} >= {
+        "ingest",
+        "score",
+        "decide",
+        "sealed",
+    }

@@ -39,10 +39,16 @@ def test_a_schedule_makes_runs(server):
     """SQLAlchemy 2.1 never inserts scheduled runs, and says nothing."""
     url = api_url()
     flow = httpx.post(f"{url}/flows/", json={"name": "probe"}).json()
-    deployment = httpx.post(f"{url}/deployments/", json={
-        "name": "probe", "flow_id": flow["id"], "entrypoint": "probe:probe", "path": ".",
-        "schedules": [{"active": True, "schedule": {"interval": 3600}}],
-    }).json()
+    deployment = httpx.post(
+        f"{url}/deployments/",
+        json={
+            "name": "probe",
+            "flow_id": flow["id"],
+            "entrypoint": "probe:probe",
+            "path": ".",
+            "schedules": [{"active": True, "schedule": {"interval": 3600}}],
+        },
+    ).json()
     reply = httpx.post(f"{url}/deployments/{deployment['id']}/schedule", json={"min_runs": 2})
     assert reply.status_code == 200, reply.text
     query = {"deployments": {"id": {"any_": [deployment["id"]]}}}
@@ -62,7 +68,14 @@ def test_the_loop_runs_as_flows_and_reuses_stages(server, tmp_path):
 
     recipe = tiny_recipe(tmp_path, steps=2)
     for run_id in ("first", "second"):
-        run = Run(Lake(tmp_path / "lake"), load_recipe(recipe), tmp_path, run_id=run_id, workers=2, say=lambda _: None)
+        run = Run(
+            Lake(tmp_path / "lake"),
+            load_recipe(recipe),
+            tmp_path,
+            run_id=run_id,
+            workers=2,
+            say=lambda _: None,
+        )
         try:
             curate_with_prefect(run)
         finally:
@@ -83,7 +96,14 @@ def test_a_failing_stage_fails_the_run_with_its_message(server, tmp_path):
     from storage.artifacts import Lake
 
     recipe = load_recipe(tiny_recipe(tmp_path, rows=3, steps=2))
-    run = Run(Lake(tmp_path / "lake"), recipe.model_copy(update={"name": "broken"}), tmp_path, run_id="x", workers=1, say=lambda _: None)
+    run = Run(
+        Lake(tmp_path / "lake"),
+        recipe.model_copy(update={"name": "broken"}),
+        tmp_path,
+        run_id="x",
+        workers=1,
+        say=lambda _: None,
+    )
     run.recipe = run.recipe.model_copy(update={"source": ()})
     with pytest.raises((DataError, IndexError)):
         curate_with_prefect(run)

@@ -67,7 +67,9 @@ class Maker:
         self.suites = [("id", "id", "judge"), ("rare", "ood", "judge")]
         self.suites += [("vault", "ood", "sealed")] if sealed else []
 
-    def put(self, stage: str, tables: dict[str, pl.DataFrame], round: int = 0, phase: str = "", **files: Any) -> str:
+    def put(
+        self, stage: str, tables: dict[str, pl.DataFrame], round: int = 0, phase: str = "", **files: Any
+    ) -> str:
         fp = f"{len(self.steps):012x}"
         with self.lake.draft(stage, "tiny", fp, {"spec": {}, "code_version": "1", "parents": []}) as draft:
             draft.write_shard("all", tables, {k.replace("_json", ".json"): v for k, v in files.items()})
@@ -86,10 +88,17 @@ class Maker:
 
     def ingest(self) -> None:
         rows = [row(i) for i in range(N)] + [row(90, SECRET), row(91, SECRET + "!")]
-        records = [{"source": r["source"], "file": EVIL, "position": i, "row_id": r["row_id"]} for i, r in enumerate(rows)]
+        records = [
+            {"source": r["source"], "file": EVIL, "position": i, "row_id": r["row_id"]}
+            for i, r in enumerate(rows)
+        ]
         records += [{**records[0], "reason": "exact_copy"}, {**records[-2], "reason": "exact_copy"}]
         records += [{"source": EVIL, "file": "f", "position": 9, "reason": "unparsable"}]
-        drops = [("r90", "held_out:vault", None), ("r91", "contaminated_near", "sealed:abc"), ("r1", EVIL, "r2")]
+        drops = [
+            ("r90", "held_out:vault", None),
+            ("r91", "contaminated_near", "sealed:abc"),
+            ("r1", EVIL, "r2"),
+        ]
         ledger = [{"row_id": i, "stage": "ingest", "round": 0, "decision": "drop", "reason": why, "twin": twin}
                   for i, why, twin in drops]  # fmt: skip
         items = [{"suite": s, "suite_hash": s, "distribution": d, "use": u, "world": 0, "round": 0, "item_id": f"{s}{k}",
@@ -111,19 +120,26 @@ class Maker:
                            "region_table": table(REGION_TABLE, named), "models": table(MODELS, [model])}, round)  # fmt: skip
 
     def compose(self, round: int = 1) -> None:
-        made = [row(200 + k, origin="synthetic", parents=[f"r{k}"], meta=json.dumps({"plan": EVIL})) for k in range(5)]
+        made = [
+            row(200 + k, origin="synthetic", parents=[f"r{k}"], meta=json.dumps({"plan": EVIL}))
+            for k in range(5)
+        ]
         own = [f"r{i}" for i in range(10)]
         if self.work == "grow":
             counts = json.dumps({"candidates": 5, "drawn": {"targeted_exists": 3, EVIL: 1}}).encode()
             features = feature_rows([m["row_id"] for m in made], "p")
-            self.put("synthesize", {"rows": table(ROWS, made), "features": features}, round, counts_json=counts)
+            self.put(
+                "synthesize", {"rows": table(ROWS, made), "features": features}, round, counts_json=counts
+            )
             own = [m["row_id"] for m in made]
         sets = [{"row_id": i, "round": round, "phase": "confirm", "arm": arm, "replicate": r, "rank": k}
                 for r in range(2) for arm in self.arms
                 for k, i in enumerate((own if arm == "candidate" else []) + [f"r{j}" for j in range(5)])]  # fmt: skip
         self.put("select", {"selections": table(SELECTIONS, sets)}, round, "confirm")
 
-    def confirm(self, decision: str = "publish", round: int = 1, screened: bool = False, tested: bool = True) -> None:
+    def confirm(
+        self, decision: str = "publish", round: int = 1, screened: bool = False, tested: bool = True
+    ) -> None:
         models = [{"model": f"{round}/{a}/{r}", "kind": "compared", "round": round, "phase": "confirm", "arm": a,
                    "replicate": r} for a in self.arms for r in range(REPLICATES)]  # fmt: skip
         self.put("train", {"models": table(MODELS, models)}, round, "confirm")
@@ -133,7 +149,12 @@ class Maker:
                     for m in models for s, _, u in self.suites if u == use for k in range(4)]  # fmt: skip
             if seen:
                 self.put("evaluate", {"outcomes": table(OUTCOMES, seen)}, round, phase)
-        compared = [self.comparison(a, s) for a in self.arms if a != "candidate" for s in ("rare", "ood_mean", "id_mean")]
+        compared = [
+            self.comparison(a, s)
+            for a in self.arms
+            if a != "candidate"
+            for s in ("rare", "ood_mean", "id_mean")
+        ]
         if screened:
             lines = [{**self.comparison("random", "ood_mean"), "phase": "screen", "arm": EVIL}]
             self.put("screen", {"comparisons": table(COMPARISONS, lines)}, round, "screen")
@@ -142,7 +163,12 @@ class Maker:
         self.put("audit", {"diversity": table(DIVERSITY, diversity)}, round)
         told = {"dataset": "tiny", "round": round, "decision": decision, "reason": f"WHY; {EVIL}", "strategy": EVIL,
                 "alpha": 2 / 64 if tested else 0.0, "p": 0.01 if tested else None, "evidence": "{}"}  # fmt: skip
-        self.put("decide", {"comparisons": table(COMPARISONS, compared), "decisions": table(DECISIONS, [told])}, round, "confirm")
+        self.put(
+            "decide",
+            {"comparisons": table(COMPARISONS, compared), "decisions": table(DECISIONS, [told])},
+            round,
+            "confirm",
+        )
 
     def comparison(self, control: str, suite: str) -> dict[str, Any]:
         return {"round": 1, "phase": "confirm", "arm": "candidate", "control": control, "suite": suite, "n": REPLICATES,
@@ -197,7 +223,9 @@ def test_a_whole_run_renders_and_hostile_text_stays_text(tmp_path: Path) -> None
     assert "Round 1 published a new version" in seen.text and "tiny v1" in seen.text
     assert "became" in seen.text and "Every sealed suite" in seen.text
     assert ("lang", "en") in seen.attributes
-    assert all(b - a <= 1 for a, b in zip(seen.headings, seen.headings[1:], strict=False)), "headings in order"
+    assert all(b - a <= 1 for a, b in zip(seen.headings, seen.headings[1:], strict=False)), (
+        "headings in order"
+    )
 
 
 def test_text_of_sealed_suites_is_never_printed(tmp_path: Path) -> None:
@@ -221,7 +249,10 @@ def test_a_round_without_a_strategy_says_so(tmp_path: Path) -> None:
     maker.compose()
     maker.confirm("keep", screened=True, tested=False)
     text = Tags(render(maker.lake, maker.record(version=1))).text
-    assert "Round 1 kept the previous version: no strategy was put to the test, because none was a standard error better" in text
+    assert (
+        "Round 1 kept the previous version: no strategy was put to the test, because none was a standard error better"
+        in text
+    )
     assert "None was one standard error better than random" in text and "not tested" in text
 
 
@@ -279,7 +310,9 @@ def test_axes_are_those_of_the_table_of_regions() -> None:
 
 def test_small_pieces() -> None:
     assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10] and charts.ticks(1, 1) == [1]
-    assert charts.small(5.6e-5) == "5.6 × 10⁻⁵" and charts.signed(-0.04) == "0.0" and charts.signed(None) == "?"
+    assert (
+        charts.small(5.6e-5) == "5.6 × 10⁻⁵" and charts.signed(-0.04) == "0.0" and charts.signed(None) == "?"
+    )
     assert spread(list(range(9)), 3) == [0, 4, 8] and spread([], 3) == []
     x = np.arange(20.0)
     assert rank_correlation(x, x**3)["rho"] == pytest.approx(1) and rank_correlation(x, x * 0)["rho"] is None
