@@ -6,17 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STRATEGIES = (
-    "errors_first",
-    "gradient_logdet",
-    "surface_logdet",
-    "errors_logdet",
-    "gradient_kcenter",
-    "gradient_clusters",
-    "embedding_logdet",
-    "embedding_kcenter",
-    "embedding_clusters",
-)
 StrategyName = Literal[
     "errors_first",
     "gradient_logdet",

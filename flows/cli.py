@@ -323,7 +323,7 @@ def init(
     file: Path, out: Annotated[Path, typer.Option(help="where the recipe goes")] = Path("recipe.toml")
 ) -> None:
     """Write a commented recipe from a look at your data."""
-    from flows.check import init as write_recipe
+    from flows.init import init as write_recipe
 
     for line in write_recipe(file, out):
         say(line)

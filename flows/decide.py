@@ -1,4 +1,4 @@
-"""Stages screen, audit and decide: which strategy to confirm, what changed, and whether it is published."""
+"""Stages screen and decide: which strategy to confirm, what changed, and whether it is published."""
 
 from __future__ import annotations
 
@@ -11,24 +11,17 @@ from curation.decide.facts import ControlFacts, Verdict
 from curation.decide.rule import alpha_for, choose_strategy, judge
 from curation.decide.statistics import confirming_replicates, detectable, sign_flip_p, t_interval
 from curation.evaluate.summarise import by_model, crossed_cells, paired, with_means
-from curation.logdet import unit_rows
-from curation.proxies import encode, layers_of
-from curation.randomness import key_of
-from curation.rows import COMPARISONS, DECISIONS, DIVERSITY
-from curation.score.gradients import row_gradients
-from curation.specs import Recipe
-from curation.strategies import spherical_kmeans
-from curation.train.fit import fit
+from curation.rows import COMPARISONS, DECISIONS
 from flows.base import keep_candidate, publish, published_rows
-from flows.data import embeddings, items_of, reader_for
-from flows.run import NotCached, Run
-from flows.score import diversity_frame, rows_of
+from flows.booking import judge_suites, next_level
+from flows.data import items_of
+from flows.run import Run
+from flows.score import rows_of
 from flows.train import compared_models
-from storage.artifacts import Draft, Lake, Ref
+from storage.artifacts import Draft, Ref
 
 VERSION = "decide_v2"
 SCREEN_VERSION = "screen_v1"
-AUDIT_VERSION = "audit_v1"
 
 
 def summary_of(
@@ -115,129 +108,6 @@ def screen(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: 
     return run.stage(
         "screen", SCREEN_VERSION, spec, [pool, models, scores, outcomes], compute, round, "screen"
     )
-
-
-def audit(
-    run: Run,
-    round: int,
-    pool: Ref,
-    base: Ref,
-    scores: Ref,
-    sets: Ref,
-    new: Ref | None,
-    vectors: Ref | None,
-    arms: list[str],
-) -> Ref:
-    """Diversity and coverage of the arms' sets, seen by a proxy that did not pick (first replicate).
-
-    Reads: selections, rows. Writes: diversity. Costs: one training, one backward a row. Safe to rerun.
-    The auditor is trained on the base with seeds of its own, so its gradients are not those that chose.
-    """
-    recipe = run.recipe
-    spec = {"seed": recipe.seed, "round": round, "proxy": recipe.proxy.model_dump(mode="json"), "arms": arms}
-    inputs = [r for r in (pool, base, sets, new, vectors) if r is not None]
-
-    def compute(draft: Draft) -> None:
-        refs = [str(r) for r in (pool, base, new) if r is not None]
-        frame = (
-            run.pool()
-            .submit(
-                audit_sets,
-                str(run.lake.root),
-                recipe,
-                round,
-                refs,
-                str(base),
-                str(sets),
-                str(vectors) if vectors else None,
-                arms,
-            )
-            .result()
-        )
-        draft.write_shard("all", {"diversity": frame})
-
-    return run.stage("audit", AUDIT_VERSION, spec, inputs, compute, round)
-
-
-def audit_sets(
-    root: str,
-    recipe: Recipe,
-    round: int,
-    refs: list[str],
-    base: str,
-    sets: str,
-    emb: str | None,
-    arms: list[str],
-) -> pl.DataFrame:
-    """Worker: the `diversity` of the arms' sets by an auditor."""
-    lake = Lake(root, create=False)
-    vectors = embeddings(lake, Ref.parse(emb) if emb else None)
-    reader = reader_for(lake, recipe, Ref.parse(refs[0]), 0, vectors)
-    base_rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == 0).sort("row_id")
-    seed = key_of(recipe.seed, "auditor", round)
-    steps = recipe.proxy.scorer_steps or -(
-        -recipe.proxy.steps // 2
-    )  # a brief proxy measures as well as a long one
-    model = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps).model.requires_grad_(
-        False
-    )
-    chosen = lake.read(Ref.parse(sets), "selections")
-    chosen = chosen.filter(pl.col("arm").is_in(arms), pl.col("replicate") == chosen["replicate"].min())
-    ids = chosen["row_id"].unique().sort().to_list()
-    rows = rows_of(lake, refs, ids)
-    found = row_gradients(
-        model,
-        layers_of(model, recipe.proxy.parameters),
-        encode(reader, rows, vectors),
-        recipe.proxy.feature_dimensions,
-        recipe.proxy.fold_width,
-        seed,
-    )
-    at = {row: i for i, row in enumerate(ids)}
-    members = {arm: [at[i] for i in chosen.filter(pl.col("arm") == arm)["row_id"]] for arm in arms}
-    frame = diversity_frame(
-        round, 0, "auditor", "auditor", {arm: found.feature[m] for arm, m in members.items()}
-    )
-    _, cluster, _ = spherical_kmeans(unit_rows(found.feature), max(8, len(ids) // 20), seed)
-    covered = [
-        (round, 0, "auditor", "auditor", arm, "regions_covered", float(len(np.unique(cluster[m]))), len(m))
-        for arm, m in members.items()
-    ]
-    total = [
-        (round, 0, "auditor", "auditor", "all", "regions_covered", float(len(np.unique(cluster))), len(ids))
-    ]
-    return pl.concat([frame, pl.DataFrame(covered + total, schema=DIVERSITY, orient="row")])
-
-
-def spend(run: Run, round: int, pool: Ref, models: Ref) -> float:
-    """The level of this round's test, booked for ever before any judge item is looked at.
-
-    It depends on the streak of the dataset on these suites, across runs; booked under the models compared, so
-    that a killed run, or a changed wording, books nothing twice.
-    """
-    own = [e["alpha"] for e in run.lake.alpha_spent(run.recipe.name) if e["key"].startswith(str(models))]
-    if own:
-        return float(own[0])
-    if run.reuse_only:
-        raise NotCached("alpha")
-    suites = judge_suites(run, pool, round)
-    streak, alpha = next_level(run, suites)
-    for suite in suites:
-        run.lake.spend_alpha(run.recipe.name, suite, streak, round, alpha, f"{models}/{suite}")
-    return alpha
-
-
-def next_level(run: Run, suites: list[str]) -> tuple[int, float]:
-    """(streak, alpha) of the dataset's next test: a streak begins anew after each version that won."""
-    streak = sum(v["decision"] == "publish" for v in run.lake.dataset_versions(run.recipe.name))
-    booked = [e["suite"] for e in run.lake.alpha_spent(run.recipe.name) if e["streak"] == streak]
-    return streak, alpha_for(max((booked.count(s) for s in suites), default=0))
-
-
-def judge_suites(run: Run, pool: Ref, round: int) -> list[str]:
-    """The OOD suites that judge, under whose names alpha is booked."""
-    items = items_of(run.lake, pool, "judge", round)
-    return sorted(items.filter(pl.col("distribution") == "ood")["suite"].unique())
 
 
 def decide(
@@ -404,44 +274,6 @@ def next_base(run: Run, round: int, pool: Ref, base: Ref, sets: Ref, new: Ref | 
     else:
         keep_candidate(run, rows, decision["strategy"], before, str(verdict))
     return ref if won else base
-
-
-def stop(run: Run, round: int, verdict: Ref, reason: str | None) -> str | None:
-    """Why the loop stops after this round, or None; kept, because time does not come back in a later run.
-
-    Reads: nothing. Writes: stop.json. Costs: nothing. Safe to rerun: the first answer stays.
-    """
-    budget = run.recipe.budget
-    spec = {"round": round, "rounds": budget.rounds, "minutes": budget.minutes}
-
-    def compute(draft: Draft) -> None:
-        draft.write_shard("all", {}, {"stop.json": json.dumps({"reason": reason}).encode()})
-
-    return json.loads(
-        run.lake.read_file(run.stage("stop", VERSION, spec, [verdict], compute, round), "stop.json")
-    )["reason"]
-
-
-def book_sealed(run: Run, round: int, pool: Ref, models: Ref) -> bool:
-    """Whether these models may see the sealed suites: booked before anything is opened, once for each suite.
-
-    False when another comparison of this dataset has opened one: it then stays closed, and the run says so.
-    """
-    hashes = sorted(items_of(run.lake, pool, "sealed", round)["suite_hash"].unique())
-    opened = {e["suite_hash"]: e for e in run.lake.openings() if e["dataset"] == run.recipe.name}
-    others = [opened[h] for h in hashes if h in opened and opened[h]["key"] != str(models)]
-    if others:
-        run.facts["sealed_note"] = (
-            f"the sealed suite was opened on {others[0]['opened']} for this dataset by {others[0]['key']}; it stays closed now. "
-            "A fresh suite can be sealed in the recipe"
-        )
-        return False
-    if run.reuse_only and not all(h in opened for h in hashes):
-        raise NotCached("opening")
-    for suite_hash in hashes:
-        if suite_hash not in opened:
-            run.lake.open_sealed(run.recipe.name, suite_hash, str(models))
-    return True
 
 
 def sealed(run: Run, round: int, pool: Ref, models: Ref, scores: Ref, outcomes: Ref, arms: list[str]) -> Ref:

@@ -11,9 +11,11 @@ import time
 
 from curation.decide.rule import stop_reason
 from curation.specs import Recipe
+from flows.audit import audit
 from flows.base import base as publish_base
 from flows.base import embed
-from flows.decide import audit, book_sealed, decide, next_base, screen, sealed, spend, stop, wrong_share
+from flows.booking import book_sealed, spend, stop
+from flows.decide import decide, next_base, screen, sealed, wrong_share
 from flows.ingest import ingest
 from flows.recipe import confirming_bounds
 from flows.run import Run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from curation.errors import UserError
 from curation.logdet import logdet_order, unit_rows
 from curation.randomness import generator
-from curation.specs import STRATEGIES
+from curation.specs import StrategyName
 from curation.strategies import ORDERS, RIDGE, Facts, rank_rows, spherical_kmeans, surface_features
 
 
@@ -34,7 +36,7 @@ def planted(
 
 
 def test_the_names_of_the_recipe_are_the_strategies() -> None:
-    assert {"random", *STRATEGIES} == set(ORDERS)
+    assert {"random", *get_args(StrategyName)} == set(ORDERS)
 
 
 @pytest.mark.parametrize("strategy", ORDERS)
