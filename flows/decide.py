@@ -20,7 +20,7 @@ from flows.score import rows_of
 from flows.train import compared_models
 from storage.artifacts import Draft, Ref
 
-VERSION = "decide_v2"
+VERSION = "decide_v3"
 SCREEN_VERSION = "screen_v1"
 
 
@@ -148,8 +148,14 @@ def decide(
         frame = compared_models(run, models, scores)
         summary = summary_of(run, pool, frame, outcomes, "judge", round)
         everyone = [*gates, "previous", *rivals]
-        comparisons = compare_arms(
-            summary, "candidate", everyone, round, "confirm", alpha or alpha_for(0), endpoint
+        level = alpha or alpha_for(0)
+        comparisons = pl.concat(
+            [
+                compare_arms(summary, "candidate", everyone, round, "confirm", level, endpoint),
+                compare_arms(
+                    summary, "previous", gates, round, "confirm", level, endpoint
+                ),  # what stays if it stays
+            ]
         )
         verdict = _judge(run, summary, outcomes, frame, items, gates, alpha) if strategy else None
         gain = _line(comparisons, gates[0], endpoint)
@@ -197,7 +203,10 @@ def _finite(value: float) -> float | None:
 
 def _line(comparisons: pl.DataFrame, control: str, endpoint: str) -> str:
     row = comparisons.filter(
-        pl.col("control") == control, pl.col("suite") == "ood_mean", pl.col("metric") == endpoint
+        pl.col("arm") == "candidate",
+        pl.col("control") == control,
+        pl.col("suite") == "ood_mean",
+        pl.col("metric") == endpoint,
     ).row(0, named=True)
     return (
         f"OOD {row['difference']:+.1f} [{row['low']:.1f}, {row['high']:.1f}] against {control}, n={row['n']}"

@@ -192,7 +192,11 @@ def _views(
     views = []
     for name, suite in (("Out of distribution", "ood_mean"), ("In distribution", "id_mean")):
         lines = arm_lines(summary, suite, metric, labels)
-        mine = [c for c in comparisons if c["suite"] == suite and c["metric"] == metric]
+        mine = [
+            c
+            for c in comparisons
+            if c["suite"] == suite and c["metric"] == metric and c["arm"] == "candidate"
+        ]
         if lines:
             suites = summary.filter(
                 pl.col("distribution") == suite[:-5], ~pl.col("suite").str.ends_with("_mean")
@@ -213,7 +217,8 @@ def _views(
 def round_part(lake: Lake, record: dict[str, Any], number: int) -> dict[str, Any]:
     """One decided round: charts of OOD and ID, the decision in words, the screen, every comparison."""
     line, metric = status.round_facts(lake, record, number), record["recipe_spec"]["decide"]["endpoint"]
-    main = [c for c in line["comparisons"] if c["suite"] == "ood_mean" and c["metric"] == metric]
+    ours = [c for c in line["comparisons"] if c["arm"] == "candidate" or c["phase"] == "screen"]
+    main = [c for c in ours if c["suite"] == "ood_mean" and c["metric"] == metric]
     confirm = [c for c in line["comparisons"] if c["phase"] == "confirm"]
     gates = [c for c in main if c["phase"] == "confirm" and c["control"] in CONTROLS]
     untested = line["p"] is None and not line["alpha"]
