@@ -228,32 +228,36 @@ def terminal_lines(facts: dict[str, Any]) -> list[str]:
     if facts["sealed"]:
         blocks.append((f"sealed suite, models of round {facts['sealed']['round']}", facts["sealed"]))
     for title, block in blocks:
-        lines.append(
-            f"\n{title:<26}{'OOD':>8}{'ID':>8}{'n':>4}   candidate minus it, OOD points [95 %]  exact one-sided p"
-        )
-        against = {
-            c["control"]: c
-            for c in block["comparisons"]
-            if c["suite"] == "ood_mean" and c["metric"] == "accuracy" and c["arm"] == "candidate"
-        }
-        for arm, figures in block["arms"].items():
-            c = against.get(arm)
-            gap = (
-                f"   {c['diff']:+6.1f} [{_number(c['low'])}, {_number(c['high'])}]  p {c['p']:.2g}"
-                if c
-                else ""
-            )
-            lines.append(
-                f"  {arm:<24}{_number(figures['ood']):>8}{_number(figures['id']):>8}{figures['n']:>4}{gap}"
-            )
-        if "decision" in block:
-            lines.append(f"  {block['decision'].upper()}: {block['reason']}")
+        lines += arm_lines(title, block, run["endpoint"])
     if facts["sealed_note"]:
         lines.append(f"\nsealed: {facts['sealed_note']}")
     if facts["published"]:
         lines.append(
             f"\nnewest version  dataset/{facts['published']['name']}@v{facts['published']['version']}"
         )
+    return lines
+
+
+def arm_lines(title: str, block: dict[str, Any], endpoint: str) -> list[str]:
+    """Every arm of a round or of the sealed suites, in points of the endpoint, and the candidate's gap to it."""
+    tail = "" if endpoint == "accuracy" else "_p_correct"
+    unit = "accuracy" if endpoint == "accuracy" else "mean probability of the right answer"
+    lines = [
+        f"\n{title} ({unit}, points)",
+        f"{'':<26}{'OOD':>8}{'ID':>8}{'n':>4}   candidate minus it, OOD points [95 %]  exact one-sided p",
+    ]
+    against = {
+        c["control"]: c
+        for c in block["comparisons"]
+        if c["suite"] == "ood_mean" and c["metric"] == endpoint and c["arm"] == "candidate"
+    }
+    for arm, figures in block["arms"].items():
+        c = against.get(arm)
+        gap = f"   {c['diff']:+6.1f} [{_number(c['low'])}, {_number(c['high'])}]  p {c['p']:.2g}" if c else ""
+        ood, own = _number(figures["ood" + tail]), _number(figures["id" + tail])
+        lines.append(f"  {arm:<24}{ood:>8}{own:>8}{figures['n']:>4}{gap}")
+    if "decision" in block:
+        lines.append(f"  {block['decision'].upper()}: {block['reason']}")
     return lines
 
 

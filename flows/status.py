@@ -50,6 +50,7 @@ def status(lake: Lake, record: dict[str, Any]) -> dict[str, Any]:
             "state": state_of(record),
             "started": record["started"],
             "seconds": record["seconds"],
+            "endpoint": record["recipe_spec"]["decide"]["endpoint"],
             "error": record.get("error"),
             "stop_reason": record.get("stop_reason"),
         },
@@ -103,7 +104,7 @@ def arm_summary(lake: Lake, record: dict[str, Any], round: int, phase: str = "co
 
 
 def arms_of(summary: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    """arm -> mean ID and OOD accuracy in points over its n replicates."""
+    """arm -> mean ID and OOD accuracy (and probability of the right answer) in points over its n replicates."""
     out: dict[str, dict[str, Any]] = {}
     for arm in summary["arm"].unique(maintain_order=True).sort():
         lines = summary.filter(pl.col("arm") == arm)
@@ -111,6 +112,8 @@ def arms_of(summary: pl.DataFrame) -> dict[str, dict[str, Any]]:
         for name, suite in (("id", "id_mean"), ("ood", "ood_mean")):
             values = lines.filter(pl.col("suite") == suite)["accuracy"]
             figures[name] = _points(values.mean()) if len(values) else None
+            sure = lines.filter(pl.col("suite") == suite)["p_correct"]
+            figures[f"{name}_p_correct"] = _points(sure.mean()) if len(sure) else None
         out[arm] = figures | {"n": lines["replicate"].n_unique()}
     order = ["previous", "candidate", "untargeted", "random", "length_matched"]
     return dict(
