@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ class Lake:
     @contextmanager
     def draft(
         self, kind: str, name: str, fp: str, manifest: Mapping[str, Any], force: bool = False
-    ) -> Iterator[Draft]:
+    ) -> Generator[Draft]:
         """The one draft of this artifact; waits while another process has it.
 
         `force` makes it again aside, and `publish` then compares bytes: `DriftError` when they differ.

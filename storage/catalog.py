@@ -22,7 +22,7 @@ from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
 from storage.lineage import ACCOUNTING, COLUMNS, COMMENTS, MACROS
 
 EDITION = 1  # of the views below: a catalog of another edition is rebuilt
-TYPES = {
+TYPES: dict[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int32: "INTEGER",
     pl.Int64: "BIGINT",

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ os.register_at_fork(after_in_child=_close_held)
 
 
 @contextmanager
-def disk_errors(doing: str, kept: str) -> Iterator[None]:
+def disk_errors(doing: str, kept: str) -> Generator[None]:
     """Turns a full, denied or failing disk into a `UserError` that says what was kept."""
     try:
         yield
@@ -60,7 +60,7 @@ def disk_errors(doing: str, kept: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None]:
     """Holds the lock file `path`, after waiting for it; the kernel frees it when the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(path)

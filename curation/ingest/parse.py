@@ -176,7 +176,7 @@ def _content(value: Any) -> str:
 def _meta(record: dict[str, Any], used: set[str]) -> str:
     """The other top-level scalars as JSON, sorted; the first 32 of them, each cut at 200 characters."""
     kept: dict[str, Any] = {}
-    for key in sorted(k for k in record if isinstance(k, str) and k not in used):
+    for key in sorted(k for k in record if k not in used):
         value = record[key]
         if isinstance(value, str):
             value = value[:MAX_META_CHARS]
