@@ -20,7 +20,7 @@ from flows.score import rows_of
 from flows.train import compared_models
 from storage.artifacts import Draft, Ref
 
-VERSION = "decide_v3"
+VERSION = "decide_v4"
 SCREEN_VERSION = "screen_v1"
 
 
@@ -160,10 +160,12 @@ def decide(
         verdict = _judge(run, summary, outcomes, frame, items, gates, alpha) if strategy else None
         gain = _line(comparisons, gates[0], endpoint)
         decision = verdict.decision if verdict else "keep"
+        first = recipe.decide.work == "choose" and round == 1
+        itself = ", which is stratified random itself" if first else ""
         reason = (
             verdict.reason
             if verdict
-            else f"{why}; the base is kept. Stratified random in the candidate's place: {gain}"
+            else f"{why}; the base is kept{itself}. Stratified random drawn anew in the candidate's place: {gain}"
         )
         evidence = {
             "outcomes": str(outcomes),

@@ -21,7 +21,7 @@ from flows.run import Run
 from storage.artifacts import Draft, Lake, Ref
 from storage.shards import write_shard
 
-VERSION = "select_v2"
+VERSION = "select_v3"
 CONTROLS = ("random", "untargeted", "length_matched")
 
 
@@ -144,12 +144,14 @@ def _choose(
     strata = strata_of(known["label"].to_list())
     n = budget_rows(recipe, tokens, share_of(recipe, phase))
     everything = np.arange(len(known))
-    out: dict[str, list[str]] = {}
-    if "previous" in arms:
+    sets = _compose(recipe, arms, facts, strata, tokens, n, everything, everything, (round, phase, replicate))
+    out = {arm: known["row_id"].gather(at).to_list() for arm, at in sets.items()}
+    if "previous" in arms and first:  # the first base's rule is stratified random: one draw serves both
+        out["previous"] = out["random"]
+    elif "previous" in arms:
         base = lake.read(refs["base"], "rows").sort("row_id")
         out["previous"] = base_of(recipe, round, phase, replicate, known, base, first)["row_id"].to_list()
-    sets = _compose(recipe, arms, facts, strata, tokens, n, everything, everything, (round, phase, replicate))
-    return out | {arm: known["row_id"].gather(at).to_list() for arm, at in sets.items()}
+    return out
 
 
 def _grow(
