@@ -6,7 +6,7 @@ training and evaluation use only the functions here, so a further kind is one mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,9 +185,3 @@ def frozen_copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The model with these weights, in eval mode and without gradients."""
     model.load_state_dict(dict(tensors))
     return model.eval().requires_grad_(False)
-
-
-def check_labels(reader: Reader, labels: Sequence[str | None]) -> int:
-    """How many of the labels the reader has never seen in the pool."""
-    known = set(reader.names)
-    return sum(label not in known for label in labels)

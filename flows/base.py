@@ -59,14 +59,16 @@ def base(run: Run, pool: Ref) -> Ref:
 
 
 def refuse_budget(recipe: Recipe, kept: pl.DataFrame) -> None:
-    """Raises when the budget leaves nothing to choose: it must be smaller than the clean pool."""
-    n, tokens = len(kept), int(token_counts(recipe.proxy, kept).sum())
-    least = n + 1 if recipe.decide.work == "grow" else n
-    for name, asked, have in (("rows", recipe.budget.rows, n), ("tokens", recipe.budget.tokens, tokens)):
-        limit = least if name == "rows" else tokens
-        if asked is not None and asked >= limit:
+    """Raises when the budget is beyond the clean pool, or leaves nothing to choose from it."""
+    tokens = int(token_counts(recipe.proxy, kept).sum())
+    spare = 0 if recipe.decide.work == "grow" else 1  # growing may start from the whole pool
+    for name, asked, have in (
+        ("rows", recipe.budget.rows, len(kept)),
+        ("tokens", recipe.budget.tokens, tokens),
+    ):
+        if asked is not None and asked > have - spare:
             raise UserError(
-                f"[budget] {name} = {asked} is not less than the pool, which has {have} {name} after cleaning; "
+                f"[budget] {name} = {asked} is too much for the pool, which has {have} {name} after cleaning; "
                 f"lower it (half of the pool: {have // 2})"
             )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
-from curation.specs import Recipe, Source, Suite
+from curation.specs import Recipe, Suite
 from curation.world import SUITES
 
 
@@ -244,8 +244,3 @@ def confirming_bounds(recipe: Recipe) -> tuple[int, int]:
     if recipe.decide.fixed_strategy:
         return min(8, most), min(8, most)
     return min(6, most), most
-
-
-def local_paths(recipe: Recipe) -> list[Source | Suite]:
-    """The sources and suites that are read from files."""
-    return [entry for entry in (*recipe.source, *recipe.suite) if entry.path is not None]

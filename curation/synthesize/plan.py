@@ -17,13 +17,3 @@ def parent_weights(regions: pl.DataFrame, region_table: pl.DataFrame) -> np.ndar
     error = np.where(np.isnan(error), known.mean() if len(known) else 1.0, error)
     weight = ((error + 0.01) / np.maximum(table["size"].to_numpy(), 1))[regions["region"].to_numpy()]
     return weight / weight.sum()
-
-
-def describe_plan(region_table: pl.DataFrame, most: int = 8) -> pl.DataFrame:
-    """The regions that the plan turns to first: thin ones, by the rows' worth of steering error they stand for."""
-    return (
-        region_table.filter(pl.col("thin") & (pl.col("steer_error").fill_null(0) > 0))
-        .sort(["steer_error", "size", "region"], descending=[True, False, False])
-        .head(most)
-        .select("region", "terms", "size", "share", "steer_error", "mean_nll")
-    )

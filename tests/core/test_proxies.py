@@ -14,7 +14,6 @@ from curation.head import EmbeddedRows
 from curation.proxies import (
     batches,
     build_model,
-    check_labels,
     encode,
     frozen_copy,
     layers_of,
@@ -64,7 +63,6 @@ def test_the_head_reads_labels() -> None:
     assert reader.names == ("cold", "warm")
     assert rows.y.tolist() == [1, 0, -1, -1]
     assert rows.lengths().tolist() == [3, 3, 3, 3]
-    assert check_labels(reader, ["warm", "hot", None]) == 2
     assert len(encode(reader, labelled([]), {})) == 0
     with pytest.raises(UserError, match="1 of them"):
         make_reader(HEAD, labelled(["cold", "cold"]))

@@ -79,7 +79,7 @@ def test_the_same_base_is_one_version(lake):
 def test_a_budget_beyond_the_pool_is_refused_even_when_the_pool_is_cached(lake):
     recipe = load_recipe(lake.root.parent / "tiny.toml")
     kept = lake.dataset("tiny", 1)
-    with pytest.raises(UserError, match="not less than the pool"):
+    with pytest.raises(UserError, match="too much for the pool"):
         refuse_budget(
             recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"rows": 10**6})}), kept
         )

@@ -89,13 +89,14 @@ def test_the_loop_runs_as_flows_and_reuses_stages(server, tmp_path):
 
 
 def test_a_failing_stage_fails_the_run_with_its_message(server, tmp_path):
-    from curation.errors import DataError
+    from curation.errors import UserError
     from flows.orchestrate import curate_with_prefect
     from flows.recipe import load_recipe
     from flows.run import Run
     from storage.artifacts import Lake
 
-    recipe = load_recipe(tiny_recipe(tmp_path, rows=3, steps=2))
+    recipe = load_recipe(tiny_recipe(tmp_path, steps=2))
+    recipe = recipe.model_copy(update={"budget": recipe.budget.model_copy(update={"tokens": 10**9})})
     run = Run(
         Lake(tmp_path / "lake"),
         recipe.model_copy(update={"name": "broken"}),
@@ -104,8 +105,8 @@ def test_a_failing_stage_fails_the_run_with_its_message(server, tmp_path):
         workers=1,
         say=lambda _: None,
     )
-    run.recipe = run.recipe.model_copy(update={"source": ()})
-    with pytest.raises((DataError, IndexError)):
+    with pytest.raises(UserError, match="tokens = 1000000000"):
         curate_with_prefect(run)
     runs = httpx.post(f"{api_url()}/flow_runs/filter", json={"limit": 200}).json()
-    assert next(r["state_name"] for r in runs if r["name"] == "broken-x") == "Failed"
+    state = next(r["state"] for r in runs if r["name"] == "broken-x")
+    assert state["name"] == "Failed" and "tokens = 1000000000" in state["message"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.rows import REGION_TABLE, REGIONS
-from curation.synthesize.plan import describe_plan, parent_weights
+from curation.synthesize.plan import parent_weights
 
 
 def plan(
@@ -64,9 +64,3 @@ def test_a_region_without_steer_items_has_the_mean_error() -> None:
     assert weights[25] == pytest.approx((weights[5] + weights[15]) / 2)
     for errors in ([0.0, 0.0], [None, None]):  # nothing fails, or nothing is known: every region alike
         assert parent_weights(*plan([30, 10], errors))[:30].sum() == pytest.approx(0.5)
-
-
-def test_the_plan_is_told_by_its_thin_failing_regions() -> None:
-    _, table = plan([100, 90, 80, 70, 5, 4, 3, 2], [1.0, 0.9, None, 0.3, 0.5, 0.7, 0.0, None])
-    assert describe_plan(table)["region"].to_list() == [5, 4]
-    assert describe_plan(table, most=1)["terms"].to_list() == ["word5"]
