@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curation.encoded import TokenRows
 from curation.randomness import generator
 
 PAD, SEP, END, UNKNOWN = 0, 1, 2, 3
@@ -40,31 +40,6 @@ def build_vocabulary(texts: Iterable[str], max_words: int) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """Rows as token ids: `ids` (n, T) int64 padded on the right; `target` (n, T) bool marks response tokens.
-
-    `target[i, t]` says that token t is predicted (from the tokens before it) and counts in the loss.
-    """
-
-    ids: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, index: Sequence[int] | np.ndarray | Tensor) -> TokenRows:
-        """The rows at `index`, cut to the longest of them."""
-        at = torch.as_tensor(np.asarray(index), dtype=torch.long)
-        ids, target = self.ids[at], self.target[at]
-        width = max(2, int((ids != PAD).sum(1).max())) if len(ids) else 2
-        return TokenRows(ids[:, :width], target[:, :width])
-
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, (n,) int64."""
-        return (self.ids != PAD).sum(1).numpy()
-
-
 def encode_rows(
     prompts: Sequence[str], responses: Sequence[str], vocabulary: dict[str, int], max_tokens: int
 ) -> TokenRows:
@@ -82,8 +57,11 @@ def encode_rows(
         x.append(SEP)
         ids[i, : len(x) + len(y)] = x + y
         target[i, len(x) : len(x) + len(y)] = True
-    width = max(2, int((ids != PAD).sum(1).max())) if len(ids) else 2
-    return TokenRows(torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(target[:, :width].copy()))
+    length = torch.from_numpy((ids != PAD).sum(1))
+    width = max(2, int(length.max())) if len(ids) else 2
+    return TokenRows(
+        torch.from_numpy(ids[:, :width].copy()), torch.from_numpy(target[:, :width].copy()), length
+    )
 
 
 class Block(nn.Module):

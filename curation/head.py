@@ -2,34 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class EmbeddedRows:
-    """Rows as embeddings: `x` (n, width) float32, `y` (n,) class numbers (-1: a label the head does not know)."""
-
-    x: Tensor
-    y: Tensor
-    n_tokens: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, index: Sequence[int] | np.ndarray | Tensor) -> EmbeddedRows:
-        """The rows at `index`."""
-        at = torch.as_tensor(np.asarray(index), dtype=torch.long)
-        return EmbeddedRows(self.x[at], self.y[at], self.n_tokens[at])
-
-    def lengths(self) -> np.ndarray:
-        """Words of each row's text, (n,) int64."""
-        return self.n_tokens.numpy()
 
 
 class Head(nn.Module):

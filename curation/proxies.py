@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curation.decoder import UNKNOWN, Decoder, TokenRows, build_vocabulary, encode_rows, initialise, words_of
+from curation.decoder import UNKNOWN, Decoder, build_vocabulary, encode_rows, initialise, words_of
+from curation.encoded import EmbeddedRows, Encoded, TokenRows
 from curation.errors import UserError
-from curation.head import EmbeddedRows, Head
+from curation.head import Head
 from curation.specs import Proxy
 
-Encoded = TokenRows | EmbeddedRows
 BATCH_TOKENS = 4096
 
 

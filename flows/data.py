@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from curation.proxies import Encoded, Reader, build_model, encode, frozen_copy, make_reader
+from curation.encoded import Encoded
+from curation.proxies import Reader, build_model, encode, frozen_copy, make_reader
 from curation.specs import Recipe
 from storage.artifacts import Lake, Ref
 from storage.models import bytes_to_tensors

@@ -9,8 +9,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from curation.head import EmbeddedRows
-from curation.proxies import Encoded, Reader, encode, layers_of, make_reader
+from curation.encoded import EmbeddedRows, Encoded
+from curation.proxies import Reader, encode, layers_of, make_reader
 from curation.score.gradients import RowGradients, row_gradients
 from curation.specs import Proxy
 from curation.train.fit import fit

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from curation.proxies import Encoded, Reader, build_model, row_losses
+from curation.encoded import Encoded
+from curation.proxies import Reader, build_model, row_losses
 from curation.randomness import generator
 from curation.specs import Proxy
 

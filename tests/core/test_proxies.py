@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.encoded import EmbeddedRows
 from curation.errors import UserError
-from curation.head import EmbeddedRows
 from curation.proxies import (
     batches,
     build_model,

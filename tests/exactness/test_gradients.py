@@ -11,7 +11,8 @@ from torch import Tensor
 
 from curation import proxies
 from curation.decoder import initialise
-from curation.head import EmbeddedRows, Head
+from curation.encoded import EmbeddedRows
+from curation.head import Head
 from curation.proxies import layers_of
 from curation.randomness import generator
 from curation.score import gradients

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from curation.decoder import Decoder, TokenRows, initialise
+from curation.decoder import Decoder, initialise
+from curation.encoded import TokenRows
 from curation.proxies import layers_of, row_losses
 from curation.score.gradients import TOLERANCE_FP32, exact_row_gradients, row_gradients
 from tests.small import linear_gradients
@@ -28,7 +29,7 @@ def rows(*pairs: tuple[list[int], list[int]], width: int = 10) -> TokenRows:
     for i, (prompt, response) in enumerate(pairs):
         ids[i, : len(prompt) + len(response)] = torch.tensor(prompt + response)
         target[i, len(prompt) : len(prompt) + len(response)] = True
-    return TokenRows(ids, target)
+    return TokenRows(ids, target, (ids != 0).sum(1))
 
 
 def test_el2n_and_gradient_norm_of_a_known_softmax() -> None:
