@@ -55,14 +55,27 @@ SUITE_ITEMS = pl.Schema(
     }
 )
 SCORES = pl.Schema({"row_id": pl.String, "proxy": pl.String, "scorer": pl.String, "value": pl.Float64})
-REGIONS = pl.Schema({"row_id": pl.String, "proxy": pl.String, "region": pl.Int32, "distance": pl.Float64})
+# A line a row and scale (coarse, fine). Region −1 without a distance: the row's feature is zero or not finite. Regions
+# keep their numbers from round to round, so numbers have gaps.
+REGIONS = pl.Schema(
+    {
+        "row_id": pl.String,
+        "proxy": pl.String,
+        "scale": pl.String,
+        "region": pl.Int32,
+        "distance": pl.Float64,
+    }
+)
 REGION_TABLE = pl.Schema(
     {
         "proxy": pl.String,
+        "scale": pl.String,
         "region": pl.Int32,
+        "carried": pl.Float64,
         "size": pl.Int64,
         "share": pl.Float64,
         "density": pl.Float64,
+        "knn_density": pl.Float64,
         "steer_error": pl.Float64,
         "mean_nll": pl.Float64,
         "thin": pl.Boolean,

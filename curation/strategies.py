@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from curation.clusters import spherical_kmeans
 from curation.errors import UserError
 from curation.logdet import logdet_order, unit_rows
 
@@ -101,28 +102,6 @@ def _kcenter(space: str) -> Callable[[Facts, int, np.random.Generator], np.ndarr
         return _then_the_rest(np.array(chosen, dtype=np.int64), len(z), rng)
 
     return order
-
-
-def spherical_kmeans(z: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clusters of unit rows by faiss: centroids (k, d), cluster (n,) and cosine to its centroid (n,)."""
-    import faiss
-
-    x = np.ascontiguousarray(z, dtype=np.float32)
-    k = max(1, min(k, len(x)))
-    faiss.omp_set_num_threads(1)  # fixed, so that sums have one order
-    means = faiss.Kmeans(
-        x.shape[1],
-        k,
-        niter=20,
-        spherical=True,
-        seed=seed % (2**31),
-        verbose=False,
-        min_points_per_centroid=1,
-        max_points_per_centroid=10**7,
-    )
-    means.train(x)
-    cosine, cluster = means.index.search(x, 1)
-    return np.asarray(means.centroids), cluster[:, 0].astype(np.int64), cosine[:, 0].astype(np.float64)
 
 
 def _clusters(space: str) -> Callable[[Facts, int, np.random.Generator], np.ndarray]:

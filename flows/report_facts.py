@@ -77,9 +77,10 @@ def scored(lake: Lake, record: dict[str, Any]) -> dict[str, Any] | None:
     first = models.filter(pl.col("replicate") == models["replicate"].min())
     mine = pl.col("proxy") == first["model"][0]
     rows = lake.scan(ref, "features").filter(mine).collect().sort("row_id")
-    regions = lake.scan(ref, "regions").filter(mine).select("row_id", "region").collect()
+    coarse = mine & (pl.col("scale") == "coarse")
+    regions = lake.scan(ref, "regions").filter(coarse).select("row_id", "region").collect()
     rows = rows.join(regions, on="row_id", how="left", maintain_order="left")
-    table = lake.scan(ref, "region_table").filter(mine).collect()
+    table = lake.scan(ref, "region_table").filter(coarse).collect()
     shown = [rows["row_id"][i] for i in spread(range(len(rows)), DOTS)]
     exemplars = [e for some in table["exemplars"].to_list() for e in some or []]
     return {

@@ -21,7 +21,7 @@ from storage.artifacts import Lake
 from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
 from storage.lineage import ACCOUNTING, COLUMNS, COMMENTS, MACROS
 
-EDITION = 1  # of the views below: a catalog of another edition is rebuilt
+EDITION = 2  # of the views below: a catalog of another edition is rebuilt
 TYPES: dict[type[pl.DataType], str] = {
     pl.String: "VARCHAR",
     pl.Int32: "INTEGER",

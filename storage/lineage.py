@@ -118,8 +118,8 @@ COMMENTS = {
     "scores": "one number a row, proxy and scorer",
     "features": "projected gradients, one a row and proxy",
     "embeddings": "embeddings, one a row and encoder",
-    "regions": "the region of gradient space that a row lies in",
-    "region_table": "regions: size, share, density, terms, exemplars",
+    "regions": "the region of gradient space that a row lies in, at each scale; -1: its feature has no direction",
+    "region_table": "regions of each scale: size, share, density, terms, exemplars",
     "selections": "rows of each arm, replicate and phase",
     "models": "models trained",
     "outcomes": "what a model did on one item of a suite",
@@ -143,6 +143,9 @@ COLUMNS = {
     "source": "name of the source in the recipe",
     "reason": "why; NULL in records: the record is a row",
     "feature": "vector, float16 at rest",
+    "scale": "coarse (the map) or fine",
+    "carried": "overlap of rows with the region of this number in the round before; NULL: a new region",
+    "knn_density": "mean cosine of the rows to their ten nearest others",
     "twin": "the row or suite item that this row duplicates",
     "kept": "records of the source that became rows and were not dropped",
     "read": "records of the source",
@@ -172,7 +175,7 @@ select what, detail from (
   select distinct 6 as step, 'score' as what, concat_ws(', ', 'proxy ' || proxy, scorer || ' = ' || "value")
     as detail from scores where row_id = id
   union all by name
-  select distinct 7 as step, 'region' as what, concat_ws(', ', 'proxy ' || proxy, 'region ' || region,
+  select distinct 7 as step, 'region' as what, concat_ws(', ', 'proxy ' || proxy, scale || ' region ' || region,
     'distance ' || distance) as detail from regions where row_id = id
   union all by name
   select distinct 8 as step, 'selection' as what, concat_ws(', ', 'round ' || "round", phase, 'arm ' || arm,

@@ -111,8 +111,9 @@ class Maker:
 
     def score(self, round: int = 1) -> None:
         ids = [f"r{i}" for i in range(N)]
-        regions = [{"row_id": i, "proxy": "p", "region": k % 3, "distance": 0.1} for k, i in enumerate(ids)]
-        named = [{"proxy": "p", "region": k, "size": 8, "share": 0.3, "density": 0.5, "steer_error": None if k else 0.5,
+        regions = [{"row_id": i, "proxy": "p", "scale": scale, "region": k % 3, "distance": 0.1}
+                   for scale in ("coarse", "fine") for k, i in enumerate(ids)]  # fmt: skip
+        named = [{"proxy": "p", "scale": "coarse", "region": k, "size": 8, "share": 0.3, "density": 0.5, "steer_error": None if k else 0.5,
                   "mean_nll": 1.0, "thin": k < 2, "terms": EVIL, "exemplars": ["r1", "gone"], "x": 0.1 * k, "y": 0.0}
                  for k in range(3)]  # fmt: skip
         model = {"model": "p", "kind": "scorer", "round": round, "arm": "previous", "replicate": 0}

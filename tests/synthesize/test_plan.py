@@ -17,11 +17,33 @@ def plan(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     region = np.repeat(np.arange(len(sizes)), sizes)
     rows = pl.DataFrame(
-        {"row_id": [str(i) for i in range(len(region))], "proxy": "p", "region": region, "distance": 0.0},
+        {
+            "row_id": [str(i) for i in range(len(region))],
+            "proxy": "p",
+            "scale": "coarse",
+            "region": region,
+            "distance": 0.0,
+        },
         schema=REGIONS,
     )
     lines = [
-        ("p", r, n, n / sum(sizes), 0.9, e, 1.0, n < np.median(sizes), f"word{r}", [], 0.0, 0.0)
+        (
+            "p",
+            "coarse",
+            r,
+            None,
+            n,
+            n / sum(sizes),
+            0.9,
+            0.8,
+            e,
+            1.0,
+            n < np.median(sizes),
+            f"w{r}",
+            [],
+            0.0,
+            0.0,
+        )
         for r, (n, e) in enumerate(zip(sizes, errors, strict=True))
     ]
     table = pl.DataFrame(lines, schema=REGION_TABLE, orient="row")
@@ -64,3 +86,16 @@ def test_a_region_without_steer_items_has_the_mean_error() -> None:
     assert weights[25] == pytest.approx((weights[5] + weights[15]) / 2)
     for errors in ([0.0, 0.0], [None, None]):  # nothing fails, or nothing is known: every region alike
         assert parent_weights(*plan([30, 10], errors))[:30].sum() == pytest.approx(0.5)
+
+
+def test_numbers_may_have_gaps_and_a_row_without_a_region_is_no_parent() -> None:
+    rows, table = plan([3, 1], [0.2, 0.8])
+    numbers = pl.col("region").replace_strict({0: 40, 1: 7}, return_dtype=pl.Int32)
+    expected = parent_weights(rows, table)
+    rows, table = rows.with_columns(numbers), table.with_columns(numbers)
+    assert parent_weights(rows, table) == pytest.approx(expected)
+    lost = rows.with_columns(
+        region=pl.when(pl.col("row_id") == "3").then(-1).otherwise("region").cast(pl.Int32)
+    )
+    assert parent_weights(lost, table).tolist() == pytest.approx([1 / 3] * 3 + [0])
+    assert parent_weights(lost.with_columns(region=pl.lit(-1, pl.Int32)), table).tolist() == [1 / 4] * 4
