@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -89,3 +89,11 @@ class EmbeddedRows:
 
 
 Encoded = TokenRows | LabelledTokens | EmbeddedRows
+
+
+def to_device(rows: Encoded, device: torch.device) -> Encoded:
+    """The same rows with their tensors on that device."""
+    if device.type == "cpu":
+        return rows
+    moved = {f.name: getattr(rows, f.name).to(device, non_blocking=True) for f in fields(rows)}
+    return replace(rows, **moved)

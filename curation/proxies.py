@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curation.checkpoint import logit_form
 from curation.decoder import UNKNOWN, Decoder, build_vocabulary, encode_rows, initialise, words_of
-from curation.encoded import EmbeddedRows, Encoded, TokenRows
+from curation.encoded import EmbeddedRows, Encoded, LabelledTokens
 from curation.errors import UserError
 from curation.head import Head
+from curation.losses import AnswerLosses, LogitForm, Readout, answer_losses
 from curation.specs import Proxy
 
 BATCH_TOKENS = 4096
@@ -104,49 +106,85 @@ def build_model(spec: Proxy, reader: Reader, seed: int) -> nn.Module:
     return initialise(model, seed)
 
 
-def _token_losses(logits: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_p = F.log_softmax(logits, dim=-1)
-    nll = -log_p.gather(1, answers.clamp(min=0)[:, None])[:, 0]
-    with torch.no_grad():
-        p = log_p.exp()
-        p_answer = p.gather(1, answers.clamp(min=0)[:, None])[:, 0]
-        el2n = ((p * p).sum(1) - p_answer**2 + (1 - p_answer) ** 2).clamp(min=0).sqrt()
-        correct = logits.argmax(1) == answers
-    return nll, el2n, correct
+def readout(model: nn.Module, rows: Encoded, form: LogitForm | None = None) -> Readout:
+    """The end of the model's forward pass over a batch: states, answers and output layer; nothing is reduced.
+
+    Any Hugging Face causal model or classifier will do; causal models see no mask, since rows are padded on the
+    right. `form` saves asking a causal model for its `form_of` again.
+    """
+    if isinstance(rows, EmbeddedRows):
+        return Readout(model(rows.x), rows.y, torch.arange(len(rows), device=rows.y.device))
+    if isinstance(rows, LabelledTokens):
+        t = rows.ids.shape[1]
+        mask = torch.arange(t, device=rows.ids.device) < rows.length[:, None]
+        logits = model(input_ids=rows.ids, attention_mask=mask.long()).logits
+        if rows.y.ndim == 1:
+            return Readout(logits, rows.y, torch.arange(len(rows), device=rows.y.device))
+        row, at = (rows.y >= 0).nonzero(as_tuple=True)
+        return Readout(logits[row, at], rows.y[row, at], row)
+    row, at = rows.target[:, 1:].nonzero(as_tuple=True)
+    answers = rows.ids[row, at + 1]
+    if isinstance(model, Decoder):
+        return Readout(model(rows.ids[:, :-1], only=(row, at)), answers, row, model.head)
+    states = model.base_model(input_ids=rows.ids[:, :-1], use_cache=False).last_hidden_state  # type: ignore[operator,union-attr]
+    return Readout(states[row, at], answers, row, output_layer(model), form or form_of(model))
 
 
-def row_losses(model: nn.Module, rows: Encoded) -> RowLosses:
+def output_layer(model: nn.Module) -> nn.Linear | None:
+    """The layer from hidden states to the logits of a language model; None for a classifier."""
+    if isinstance(model, Decoder):
+        return model.head
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if callable(find) else None  # type: ignore[return-value]
+
+
+def form_of(model: nn.Module) -> LogitForm:
+    """How the model's logits come from its output layer; `UserError` when something lies between."""
+    return logit_form(model) if callable(getattr(model, "get_output_embeddings", None)) else LogitForm()
+
+
+def row_losses(model: nn.Module, rows: Encoded, form: LogitForm | None = None) -> RowLosses:
     """Losses of a batch, differentiable through `nll`; prompts are masked, each row is its own mean.
 
     A row whose label the head does not know has no gradient and is not correct; nor is an unknown word.
     """
-    if isinstance(rows, EmbeddedRows):
-        logits, answers, row = model(rows.x), rows.y, torch.arange(len(rows))
-        nll, el2n, correct = _token_losses(logits, answers)
-        nll = torch.where(answers >= 0, nll, nll.detach())
-    else:
-        logits, answers, row = model.target_logits(rows)  # type: ignore[operator]
-        nll, el2n, correct = _token_losses(logits, answers)
-        correct &= answers != UNKNOWN
-    count = torch.bincount(row, minlength=len(rows)).to(nll.dtype)
-    zero = torch.zeros(len(rows), dtype=nll.dtype)
-    wrong = torch.zeros(len(rows)).index_add(0, row, (~correct).float())
+    out = readout(model, rows, form)
+    log_p = F.log_softmax(out.logits(), dim=-1)
+    answers = out.answers.clamp(min=0)[:, None]
+    nll = -log_p.gather(1, answers)[:, 0]
+    with torch.no_grad():
+        p = log_p.exp()
+        p_answer = p.gather(1, answers)[:, 0]
+        el2n = ((p * p).sum(1) - p_answer**2 + (1 - p_answer) ** 2).clamp(min=0).sqrt()
+        correct = log_p.argmax(1) == out.answers
+    nll = torch.where(out.answers >= 0, nll, nll.detach())
+    return by_row(model, out, AnswerLosses(nll, el2n, correct), len(rows))
+
+
+def by_row(model: nn.Module, out: Readout, found: AnswerLosses, n: int) -> RowLosses:
+    """Losses of answers as means of their rows; a row without an answer has NaN."""
+    right = found.correct & (out.answers != UNKNOWN) if isinstance(model, Decoder) else found.correct
+    count = torch.bincount(out.row, minlength=n)
+    zero = torch.zeros(n, device=out.row.device)
+    wrong = zero.index_add(0, out.row, (~right).float())
     return RowLosses(
-        zero.index_add(0, row, nll) / count,
-        zero.index_add(0, row, el2n) / count,
-        wrong == 0,
-        count.long(),
+        zero.index_add(0, out.row, found.nll) / count,
+        zero.index_add(0, out.row, found.el2n) / count,
+        (wrong == 0) & (count > 0),
+        count,
     )
 
 
-def batches(rows: Encoded, max_tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
-    """Index arrays that cover the rows once, shortest first, each within a padded token budget."""
+def batches(
+    rows: Encoded, max_tokens: int = BATCH_TOKENS, max_rows: int | None = None
+) -> Iterator[np.ndarray]:
+    """Index arrays that cover the rows once, shortest first, each within a padded token budget and so many rows."""
     lengths = np.ones(len(rows), dtype=np.int64) if isinstance(rows, EmbeddedRows) else rows.lengths()
     order = np.argsort(lengths, kind="stable")
     start = 0
     for stop in range(1, len(order) + 1):
         full = stop == len(order) or (stop + 1 - start) * lengths[order[stop]] > max_tokens
-        if full:
+        if full or stop - start == max_rows:
             yield order[start:stop]
             start = stop
 
@@ -157,28 +195,24 @@ def predict(model: nn.Module, rows: Encoded) -> dict[str, np.ndarray]:
     An answer with a word or label that the reader does not know is never correct; its `p_correct` is 0.
     """
     out = {k: np.zeros(len(rows)) for k in ("nll", "el2n", "correct")}
+    known = np.ones(len(rows), dtype=bool)
+    form = form_of(model)
     with torch.no_grad():
         for index in batches(rows):
-            losses = row_losses(model, rows.take(index))
+            part = readout(model, rows.take(index), form)
+            losses = by_row(model, part, answer_losses(part)[0], len(index))
             for name in out:
                 out[name][index] = getattr(losses, name).double().numpy()
-    if isinstance(rows, TokenRows):
-        known = ~(rows.target & (rows.ids == UNKNOWN)).any(1).numpy()
-    else:
-        known = (rows.y >= 0).numpy()
+            unknown = part.answers < 0
+            if isinstance(model, Decoder):
+                unknown |= part.answers == UNKNOWN
+            known[index[part.row[unknown].numpy()]] = False
     return {
         "correct": out["correct"].astype(bool) & known,
         "p_correct": np.where(known, np.exp(-out["nll"]), 0.0),
         "nll": out["nll"],
         "el2n": out["el2n"],
     }
-
-
-def layers_of(model: nn.Module, parameters: str) -> dict[str, nn.Linear]:
-    """The linear layers whose gradients are the features, by name: all, or all but the output head."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    keep_head = parameters == "all" or isinstance(model, Head)
-    return {n: m for n, m in found.items() if keep_head or n != "head"}
 
 
 def frozen_copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

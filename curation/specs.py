@@ -144,10 +144,14 @@ class Proxy(Spec):
     fold_width: int = Field(
         default=256, ge=8, description="layer sides wider than this are folded before the outer product"
     )
-    parameters: Literal["hidden", "all"] = Field(
-        default="hidden", description="which linear layers: hidden ones, or the output head too"
+    parameters: str | tuple[str, ...] = Field(
+        default="hidden",
+        description="whose gradients: hidden (linear layers below the output head), all, lora, or a list of linear, head, embeddings, norms, biases, lora",
     )
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="bf16: the layers' products in bfloat16, sums in float32; faster where the processor has it, other bits",
+    )
 
 
 class Budget(Spec):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from curation.clusters import spherical_kmeans
 from curation.logdet import unit_rows
-from curation.proxies import encode, layers_of
+from curation.proxies import encode
 from curation.randomness import key_of
 from curation.rows import DIVERSITY
-from curation.score.gradients import row_gradients
+from curation.score.gradients import row_gradients, sketch_of
 from curation.specs import Recipe
-from curation.strategies import spherical_kmeans
 from curation.train.fit import fit
 from flows.data import embeddings, reader_for
 from flows.run import Run
@@ -89,14 +89,7 @@ def audit_sets(
     chosen = chosen.filter(pl.col("arm").is_in(arms), pl.col("replicate") == chosen["replicate"].min())
     ids = chosen["row_id"].unique().sort().to_list()
     rows = rows_of(lake, refs, ids)
-    found = row_gradients(
-        model,
-        layers_of(model, recipe.proxy.parameters),
-        encode(reader, rows, vectors),
-        recipe.proxy.feature_dimensions,
-        recipe.proxy.fold_width,
-        seed,
-    )
+    found = row_gradients(model, encode(reader, rows, vectors), sketch_of(recipe.proxy, seed))
     at = {row: i for i, row in enumerate(ids)}
     members = {arm: [at[i] for i in chosen.filter(pl.col("arm") == arm)["row_id"]] for arm in arms}
     frame = diversity_frame(

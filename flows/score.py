@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from curation.logdet import unit_rows
-from curation.proxies import encode, layers_of
+from curation.proxies import encode
 from curation.randomness import key_of
 from curation.rows import DIVERSITY, LEDGER, MODELS, SCORES, features_schema, text_of
 from curation.score.diversity import ceiling, m_coherence, moments, row_alignment, vendi
-from curation.score.gradients import RowGradients, row_gradients
+from curation.score.gradients import RowGradients, row_gradients, sketch_of
 from curation.score.regions import map_regions
 from curation.specs import Recipe
 from curation.train.fit import fit
@@ -90,15 +90,14 @@ def score_unit(
     fitted = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps)
     model = fitted.model.requires_grad_(False)
     proxy = f"{fp}/scorer/{unit}"
-    layers = layers_of(model, recipe.proxy.parameters)
-    settings = (recipe.proxy.feature_dimensions, recipe.proxy.fold_width, recipe.seed)
-    found = row_gradients(model, layers, encode(reader, rows, vectors), *settings)
+    sketch = sketch_of(recipe.proxy, recipe.seed)
+    found = row_gradients(model, encode(reader, rows, vectors), sketch)
     steer = steer_items(lake, pool_ref, round, unit).frame
-    at_steer = row_gradients(model, layers, encode_items(reader, steer, vectors), *settings)
+    at_steer = row_gradients(model, encode_items(reader, steer, vectors), sketch)
     ids = rows["row_id"].to_list()
     texts = [text_of(p, r) for p, r in rows.select("prompt", "response").iter_rows()]
     z = unit_rows(found.feature)
-    regions, table, _ = map_regions(
+    regions, table, *_ = map_regions(
         proxy,
         ids,
         texts,

@@ -11,10 +11,10 @@ import polars as pl
 from curation import world as worlds
 from curation.errors import DataError
 from curation.ingest.decontaminate import decontaminate
-from curation.proxies import encode, layers_of
+from curation.proxies import encode
 from curation.randomness import key_of
 from curation.rows import ROWS, SELECTIONS, row_id
-from curation.score.gradients import row_gradients
+from curation.score.gradients import row_gradients, sketch_of
 from curation.specs import Recipe
 from curation.synthesize.generate import embedded_candidates
 from curation.synthesize.plan import parent_weights
@@ -113,14 +113,7 @@ def synthesize_replicate(
     _refuse_few(recipe, round, phase, int((plans == "untargeted").sum()), counts, len(ledger))
     reader = reader_for(lake, recipe, pool_ref, world, None)
     model = load_model(lake, recipe, reader, score_ref, f"scorer-{world:02d}.safetensors")
-    found = row_gradients(
-        model,
-        layers_of(model, recipe.proxy.parameters),
-        encode(reader, clean),
-        recipe.proxy.feature_dimensions,
-        recipe.proxy.fold_width,
-        recipe.seed,
-    )
+    found = row_gradients(model, encode(reader, clean), sketch_of(recipe.proxy, recipe.seed))
     proxy = lake.read(score_ref, "models").filter(pl.col("replicate") == world)["model"][0]
     ids = clean["row_id"].to_list()
     drawn = pl.DataFrame(
@@ -155,11 +148,13 @@ def _plan(lake: Lake, scores: Ref, known: pl.DataFrame) -> np.ndarray:
     """Parent weights of the rows, from the regions of the scorer and what steering says of them."""
     regions = (
         lake.scan(scores, "regions")
+        .filter(pl.col("scale") == "coarse")
         .join(known.lazy().select("row_id"), on="row_id", how="semi")
         .collect()
         .sort("row_id")
     )
-    table = lake.scan(scores, "region_table").filter(pl.col("proxy") == regions["proxy"][0]).collect()
+    mine = (pl.col("proxy") == regions["proxy"][0]) & (pl.col("scale") == "coarse")
+    table = lake.scan(scores, "region_table").filter(mine).collect()
     return parent_weights(regions, table)
 
 

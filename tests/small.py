@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from curation.encoded import EmbeddedRows, Encoded
-from curation.proxies import Reader, encode, layers_of, make_reader
-from curation.score.gradients import RowGradients, row_gradients
+from curation.proxies import Reader, encode, make_reader
+from curation.score.gradients import RowGradients, Sketch, row_gradients
 from curation.specs import Proxy
 from curation.train.fit import fit
 from curation.world import make_world, pool_records, solve
@@ -35,15 +35,13 @@ def world_frame(rows: int, index: int = 0) -> pl.DataFrame:
     )
 
 
-def trained_decoder(
-    rows: int = 96, spec: Proxy = SPEC
-) -> tuple[nn.Module, dict[str, nn.Linear], Encoded, Reader]:
-    """A decoder after some steps on a world, frozen; its hidden layers; the rows; the reader."""
+def trained_decoder(rows: int = 96, spec: Proxy = SPEC) -> tuple[nn.Module, Encoded, Reader]:
+    """A decoder after some steps on a world, frozen; the rows; the reader."""
     frame = world_frame(2 * rows).head(rows)
     reader = make_reader(spec, frame)
     encoded = encode(reader, frame)
     model = fit(spec, reader, encoded, seed=5).model.requires_grad_(False)
-    return model, layers_of(model, "hidden"), encoded, reader
+    return model, encoded, reader
 
 
 class Linear(nn.Module):
@@ -69,12 +67,4 @@ def linear_rows(x: np.ndarray, y: list[int]) -> EmbeddedRows:
 def linear_gradients(weight: np.ndarray, x: np.ndarray, y: list[int]) -> RowGradients:
     """Gradients of a linear softmax, sketched to so many dimensions that the sketch only permutes and signs."""
     model = Linear(torch.as_tensor(weight, dtype=torch.float32))
-    return row_gradients(
-        model, {"head": model.head}, linear_rows(x, y), d=weight.size, fold_width=10**6, seed=3
-    )
-
-
-def identity_unsketch(feature: np.ndarray, signs: Tensor, rolls: np.ndarray, p: int) -> np.ndarray:
-    """The gradient (n, p) back from a sketch of one layer that had room for all of it."""
-    assert len(rolls) == 1
-    return np.roll(feature, -int(rolls[0]), axis=1)[:, :p] * signs.numpy()
+    return row_gradients(model, linear_rows(x, y), Sketch(d=weight.size, fold_width=10**6, seed=3))

@@ -1,29 +1,66 @@
 """Per-row gradient features: one forward, one backward to activations, weights frozen.
 
-Each linear layer's output gets a zero *sink* whose gradient is the output gradient; with the layer's input it
-gives the row's weight gradient G = sum_t e_t a_t^T as one batched product. Sides wider than `fold_width` are
-first folded by random signs (exact below it), then G is folded to `d` by random signs and rolls, summed over
-layers: an unbiased sketch of the concatenated gradient, E<f(u), f(v)> = <u, v>. No weight gradient of the
-batch is formed, and no row sees another (loss: mean over the row's own response tokens).
+Every chosen layer's row gradient is G = sum_t e_t a_t^T. Both sides are folded to `fold_width` by random signs
+before they are multiplied; the pairs of all virtual layers of one folded shape lie side by side along the token
+axis, so that the sum over layers *and* tokens is one batched product; a last fold takes it to `d`. The whole is a
+linear, unbiased sketch of the concatenated gradient, E<f(u), f(v)> = <u, v>; no weight gradient is ever formed, and
+no row sees another (loss: mean over the row's own answers).
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curation.proxies import Encoded, batches, row_losses
-from curation.randomness import generator
+from curation.encoded import EmbeddedRows, Encoded, TokenRows, to_device
+from curation.errors import UserError
+from curation.losses import LogitForm, answer_losses
+from curation.proxies import batches, by_row, form_of, output_layer, readout
+from curation.score.layers import chosen_modules, find_layout, kinds_of
+from curation.score.taps import Tape
+from curation.specs import Proxy
 
-TOLERANCE_FP32 = 2e-4  # relative, rows against themselves in any other batch, padding or order
+VERSION = "virtual_v1"
+TOLERANCE = {
+    "fp32": 1e-5,
+    "bf16": 2e-2,
+}  # relative: a row against itself in any other batch, padding or order
+BATCH_FLOATS = {
+    "cpu": 400_000,
+    "cuda": 32 << 20,
+}  # tokens x width of one batch; on a CPU they stay near its cache
+PRODUCT_BYTES = 64 << 20  # of the rows' folded gradients in one batch, on a CPU
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """How gradients become features: everything that changes their numbers, and nothing else.
+
+    `parameters`: hidden, all, lora, or a tuple of kinds (linear, head, embeddings, norms, biases, lora).
+    `precision`: fp32, or bf16 for the linear layers' products and the folded pairs (sums stay float32).
+    """
+
+    d: int = 1024
+    fold_width: int = 256
+    seed: int = 0
+    parameters: str | tuple[str, ...] = "hidden"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
 class RowGradients:
-    """(n, d) float32 `feature` (not normalised), and (n,) float64 `norm`, `nll`, `el2n`, `correct`, `n_tokens`."""
+    """(n, d) float32 `feature` (not normalised), and (n,) float64 `norm`, `nll`, `el2n`, `correct`, `n_tokens`.
+
+    `norm` is the length of the folded gradient before its last fold, an estimate of the gradient's own.
+    A row without an answer has a zero feature and NaN losses.
+    """
 
     feature: np.ndarray
     norm: np.ndarray
@@ -33,132 +70,113 @@ class RowGradients:
     n_tokens: np.ndarray
 
 
-def _signs(seed: int, name: str, size: int) -> Tensor:
-    return torch.from_numpy(generator(seed, "sketch", name).integers(0, 2, size).astype(np.float32) * 2 - 1)
-
-
-def fold(x: Tensor, width: int, signs: Tensor) -> Tensor:
-    """The last axis reduced to at most `width` by random signs and a stride fold; exact when already narrow."""
-    size = x.shape[-1]
-    if size <= width:
-        return x
-    x = torch.nn.functional.pad(x * signs, (0, -size % width))
-    return x.view(*x.shape[:-1], -1, width).sum(-2)
-
-
-def sketch(flat: Tensor, d: int, signs: Tensor, rolls: np.ndarray) -> Tensor:
-    """(n, p) -> (n, d): random signs, then every run of d entries rolled by its own offset and added."""
-    n, p = flat.shape
-    signed = torch.nn.functional.pad(flat * signs, (0, -p % d)).view(n, -1, d)
-    out = torch.zeros(n, d, dtype=flat.dtype)
-    for chunk, roll in enumerate(rolls):
-        out += torch.roll(signed[:, chunk], int(roll), dims=1)
-    return out
-
-
-class Sketcher:
-    """The seeded projection of one model's layers; made from names and shapes alone, never stored."""
-
-    def __init__(self, layers: dict[str, nn.Linear], d: int, fold_width: int, seed: int) -> None:
-        self.d, self.fold_width = d, fold_width
-        self.sides: dict[str, tuple[Tensor, Tensor]] = {}
-        self.finals: dict[str, tuple[Tensor, np.ndarray]] = {}
-        for name, layer in layers.items():
-            n_out, n_in = layer.weight.shape
-            self.sides[name] = (_signs(seed, name + "/in", n_in), _signs(seed, name + "/out", n_out))
-            size = min(n_out, fold_width) * min(n_in, fold_width)
-            rolls = generator(seed, "rolls", name).integers(0, d, -(-size // d))
-            self.finals[name] = (_signs(seed, name + "/flat", size), rolls)
-
-    def layer(self, name: str, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs (n, T, in) and output gradients (n, T, out) -> (n, d) sketch and (n,) squared norms."""
-        sign_in, sign_out = self.sides[name]
-        a, e = fold(a, self.fold_width, sign_in), fold(e, self.fold_width, sign_out)
-        gradient = torch.bmm(e.transpose(1, 2), a).flatten(1)
-        signs, rolls = self.finals[name]
-        return sketch(gradient, self.d, signs, rolls), (gradient * gradient).sum(1)
-
-
-def _tapped_backward(model: nn.Module, layers: dict[str, nn.Linear], rows: Encoded):
-    inputs: dict[str, Tensor] = {}
-    sinks: dict[str, Tensor] = {}
-
-    def tap(name: str):
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            inputs[name] = args[0].detach()
-            sinks[name] = torch.zeros_like(output, requires_grad=True)
-            return output + sinks[name]
-
-        return hook
-
-    handles = [layer.register_forward_hook(tap(name)) for name, layer in layers.items()]
-    try:
-        with torch.enable_grad():
-            losses = row_losses(model, rows)
-            gradients = torch.autograd.grad(losses.nll.sum(), list(sinks.values()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return losses, inputs, dict(zip(sinks, gradients, strict=True))
-
-
-def _by_row(x: Tensor, rows: Encoded) -> Tensor:
-    """A layer's (n, T, c), (n, c) or response-tokens-only (m, c) tensor as (n, T', c), zeros where it is silent."""
-    if x.ndim == 3:
-        return x
-    if len(x) == len(rows) and not hasattr(rows, "target"):
-        return x[:, None, :]
-    row, _ = rows.target[:, 1:].nonzero(as_tuple=True)  # type: ignore[union-attr]
-    count = torch.bincount(row, minlength=len(rows))
-    start = torch.cumsum(count, 0) - count
-    out = torch.zeros(len(rows), int(count.max()), x.shape[-1], dtype=x.dtype)
-    out[row, torch.arange(len(row)) - start[row]] = x
-    return out
+Scales = dict[str, tuple[Tensor | float, Tensor | float]]
 
 
 def row_gradients(
-    model: nn.Module, layers: dict[str, nn.Linear], rows: Encoded, d: int, fold_width: int, seed: int
+    model: nn.Module,
+    rows: Encoded,
+    sketch: Sketch,
+    *,
+    max_batch_tokens: int | None = None,
+    scales: Scales | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> RowGradients:
-    """Gradient features of every row, the same for any batching; `model` must be frozen and in eval mode."""
-    sketcher = Sketcher(layers, d, fold_width, seed)
+    """Gradient features of every row, the same for any batching, order and padding, on the model's device.
+
+    `scales`: parameter name -> (output side, input side) factors of its gradient, numbers or (n_out,), (n_in,):
+    per-module scaling, Adam's preconditioner. Running out of memory halves the token budget, and is said.
+    """
     n = len(rows)
-    out = RowGradients(np.zeros((n, d), np.float32), *(np.zeros(n) for _ in range(5)))
-    for index in batches(rows):
-        part = rows.take(index)
-        losses, inputs, gradients = _tapped_backward(model, layers, part)
-        feature = torch.zeros(len(part), d)
-        square = torch.zeros(len(part))
-        for name in layers:
-            f, s = sketcher.layer(name, _by_row(inputs[name], part), _by_row(gradients[name], part))
-            feature += f
-            square += s
-        out.feature[index] = feature.numpy()
-        out.norm[index] = square.double().sqrt().numpy()
-        for name in ("nll", "el2n", "correct", "n_tokens"):
-            getattr(out, name)[index] = getattr(losses, name).detach().double().numpy()
+    out = RowGradients(np.zeros((n, sketch.d), np.float32), *(np.zeros(n) for _ in range(5)))
+    if n == 0:
+        return out
+    device = next(model.parameters()).device
+    with engine(model, rows, sketch, scales) as tape:
+        budget = max_batch_tokens or default_batch_tokens(tape.width, device.type)
+        most_rows = max(1, PRODUCT_BYTES // tape.product_bytes) if device.type == "cpu" else None
+        pending = list(batches(rows, budget, most_rows))[::-1]
+        while pending:
+            index = pending.pop()
+            try:
+                _one_batch(model, to_device(rows.take(index), device), index, tape, out)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(index) == 1:
+                    raise UserError(
+                        f"one row of {int(rows.lengths()[index[0]])} tokens does not fit into the memory of {device} "
+                        "(nothing of this shard was kept); lower [proxy] max_tokens or fold_width, or take a smaller model"
+                    ) from error
+                left = np.concatenate([index, *pending[::-1]])
+                budget = max(1, min(budget, int(rows.lengths()[index].max()) * len(index)) // 2)
+                say(f"{device} ran out of memory: batches of at most {budget} tokens from here on")
+                most_rows = max(1, len(index) // 2) if isinstance(rows, EmbeddedRows) else most_rows
+                tape.release()
+                pending = [left[part] for part in batches(rows.take(left), budget, most_rows)][::-1]
     return out
 
 
-def exact_row_gradients(model: nn.Module, layers: dict[str, nn.Linear], rows: Encoded) -> np.ndarray:
-    """The exact twin: (n, p) full gradients of each row on its own, weights of `layers` flattened in order."""
-    from torch.func import functional_call, grad
+def default_batch_tokens(width: int, device_type: str) -> int:
+    """Padded tokens of one batch for a model of this width; it changes speed and memory, never a feature."""
+    return int(
+        np.clip(
+            BATCH_FLOATS.get(device_type, 1 << 22) // width, 256, 4096 if device_type == "cpu" else 65_536
+        )
+    )
 
-    names = [f"{name}.weight" for name in layers]
-    everything = dict(model.named_parameters())
 
-    def loss(weights: dict[str, Tensor], one: Encoded) -> Tensor:
-        class Whole(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = model
+def sketch_of(spec: Proxy, seed: int) -> Sketch:
+    """The sketch that a recipe's proxy asks for."""
+    return Sketch(spec.feature_dimensions, spec.fold_width, seed, spec.parameters, spec.precision)
 
-            def forward(self, batch: Encoded) -> Tensor:
-                return row_losses(self.inner, batch).nll.sum()
 
-        return functional_call(Whole(), {f"inner.{k}": v for k, v in weights.items()}, (one,))
+def is_out_of_memory(error: Exception) -> bool:
+    """True when a device or the host had no memory left for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
-    found = []
-    for i in range(len(rows)):
-        g = grad(loss)({k: everything[k] for k in names}, rows.take([i]))
-        found.append(torch.cat([g[k].flatten() for k in names]).numpy())
-    return np.stack(found)
+
+@contextmanager
+def engine(model: nn.Module, rows: Encoded, sketch: Sketch, scales: Scales | None = None) -> Iterator[Tape]:
+    """The model with its chosen layers tapped, frozen and in eval mode; as it was before on leaving."""
+    kinds = kinds_of(sketch.parameters)
+    device = next(model.parameters()).device
+    was_training = model.training
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        head = output_layer(model) if isinstance(rows, TokenRows) else None
+        matrices, vectors = chosen_modules(model, head, kinds)
+        form = form_of(model) if head is not None else LogitForm()
+        one = to_device(rows.take([int(np.argmax(rows.lengths() > 0))]), device)
+        layers = find_layout(model, matrices, lambda: readout(model, one, form))
+        tape = Tape(model, head, layers, matrices, vectors, kinds, sketch, scales or {}, device)
+        tape.form = form
+        try:
+            yield tape
+        finally:
+            tape.close()
+    finally:
+        model.train(was_training)
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+def _one_batch(model: nn.Module, part: Encoded, index: np.ndarray, tape: Tape, out: RowGradients) -> None:
+    n = len(part)
+    tape.begin(part)
+    with torch.enable_grad():
+        found = readout(model, part, tape.form)
+    count = torch.bincount(found.row, minlength=n)
+    weight = (1.0 / count.clamp(min=1))[found.row]
+    losses, back = answer_losses(found, weight, tape.head_error(found), tape.head_weight)
+    if found.states.requires_grad and len(found.states):
+        torch.autograd.grad(found.states, tape.anchor, back.to(found.states.dtype), allow_unused=True)  # type: ignore[union-attr]
+    feature, norm = tape.features()
+    out.feature[index] = feature.cpu().numpy()
+    out.norm[index] = norm.double().cpu().numpy()
+    per_row: Any = by_row(model, found, losses, n)
+    for name in ("nll", "el2n", "correct", "n_tokens"):
+        getattr(out, name)[index] = getattr(per_row, name).detach().double().cpu().numpy()

@@ -1,0 +1,413 @@
+"""What one backward pass leaves behind: folded inputs and folded output gradients of every virtual layer.
+
+A tapped layer runs its own product (weights frozen, no gradient for them) and writes two folds on the way: its
+input's in the forward pass, its output gradient's in the backward pass. A scalar *anchor* that needs a gradient
+makes the backward reach every tapped layer and nothing before the first of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from curation.encoded import Encoded, TokenRows
+from curation.losses import LogitForm, Readout, linear
+from curation.score.layers import VirtualLayer, is_conv1d, is_linear, parameter_names, sides
+from curation.score.projection import Flattening, fold_into, signs
+
+if TYPE_CHECKING:
+    from curation.score.gradients import Sketch
+
+Side = Tensor | float
+
+
+@dataclass
+class Pairs:
+    """Folded pairs (a, e) of all virtual layers of one folded shape, side by side along the token axis."""
+
+    r_in: int
+    r_out: int
+    flattening: Flattening
+    dtype: torch.dtype
+    count: int = 0
+    storage: list[Tensor] = field(default_factory=list)
+    a: Tensor = field(default_factory=lambda: torch.empty(0))
+    e: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def begin(self, n: int, t: int, device: torch.device) -> None:
+        """Room for n rows of t tokens, in the storage of the batch before when it is large enough."""
+        sizes = [n * self.count * t * r for r in (self.r_in, self.r_out)]
+        if not self.storage or any(s.numel() < size for s, size in zip(self.storage, sizes, strict=True)):
+            self.storage = []
+            self.storage = [torch.empty(size, dtype=self.dtype, device=device) for size in sizes]
+        self.a = self.storage[0][: sizes[0]].view(n, self.count, t, self.r_in)
+        self.e = self.storage[1][: sizes[1]].view(n, self.count, t, self.r_out)
+
+    def product(self) -> Tensor:
+        """(n, r_out x r_in) float32: the folded gradients, summed over layers and tokens."""
+        return torch.bmm(self.e.flatten(1, 2).transpose(1, 2), self.a.flatten(1, 2)).float().flatten(1)
+
+
+@dataclass
+class Spot:
+    """Where one call of a layer writes: its virtual layer's place among the pairs, and what is folded how."""
+
+    pairs: Pairs
+    place: int
+    sign_in: Tensor
+    sign_out: Tensor
+    offset: int
+    first: bool
+    last: bool
+
+
+class Tape:
+    """The state of one engine session: tapped modules, signs, buffers, and what the batch in hand has written."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Linear | None,
+        layers: tuple[VirtualLayer, ...],
+        matrices: Mapping[str, nn.Module],
+        vectors: Mapping[str, nn.Module],
+        kinds: tuple[str, ...],
+        sketch: Sketch,
+        scales: Mapping[str, tuple[Side, Side]],
+        device: torch.device,
+    ) -> None:
+        self.sketch, self.device, self.kinds, self.scales = sketch, device, kinds, scales
+        self.dtype = torch.bfloat16 if sketch.precision == "bf16" else torch.float32
+        self.anchor = torch.zeros((), requires_grad=True, device=device)
+        self.names = parameter_names(model)
+        self.pairs: dict[tuple[int, int], Pairs] = {}
+        self.spots: dict[str, list[Spot]] = {}
+        self.calls: dict[str, int] = {}
+        self.written: set[tuple[int, int, str]] = set()
+        self.vector_flattenings: dict[str, Flattening] = {}
+        self.vector_sums: dict[str, Tensor] = {}
+        self.cast: tuple[Tensor, Tensor] | None = None
+        self.head_spot: Spot | None = None
+        self.form = LogitForm()
+        self.head_name = ""
+        for layer in layers:
+            self._add(layer)
+        if head is not None and "head" in kinds:
+            self.head_name = self.names[id(head.weight)]
+            self.head_spot = self._side_by_side(self.head_name, *sides(head))
+        self.head_weight = (
+            head.weight.to(self.dtype) if head is not None and self.dtype != head.weight.dtype else None
+        )
+        self.head = head
+        self.width = layers[0].n_in if layers else 1024
+        self.patched: list[nn.Module] = []
+        self._patch(model, head, matrices, vectors)
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of one row's folded gradients."""
+        return max(4, sum(4 * p.r_in * p.r_out for p in self.pairs.values()))
+
+    def _pairs_of(self, n_out: int, n_in: int) -> Pairs:
+        r_out, r_in = min(n_out, self.sketch.fold_width), min(n_in, self.sketch.fold_width)
+        if (r_out, r_in) not in self.pairs:
+            flattening = Flattening(
+                self.sketch.seed, f"{r_out}x{r_in}", r_out * r_in, self.sketch.d, self.device
+            )
+            self.pairs[r_out, r_in] = Pairs(r_in, r_out, flattening, self.dtype)
+        return self.pairs[r_out, r_in]
+
+    def _signs(self, name: str, side: int, size: int) -> Tensor:
+        factor = self.scales.get(name, (1.0, 1.0))[side]
+        drawn = signs(self.sketch.seed, f"{name}/{'out' if side == 0 else 'in'}", size).to(self.device)
+        return (drawn * (factor.to(self.device) if isinstance(factor, Tensor) else factor)).to(self.dtype)
+
+    def _side_by_side(self, name: str, n_out: int, n_in: int) -> Spot:
+        pairs = self._pairs_of(n_out, n_in)
+        pairs.count += 1
+        return Spot(
+            pairs, pairs.count - 1, self._signs(name, 1, n_in), self._signs(name, 0, n_out), 0, True, True
+        )
+
+    def _add(self, layer: VirtualLayer) -> None:
+        pairs = self._pairs_of(layer.n_out, layer.n_in)
+        sign_in = self._signs(layer.name, 1, layer.n_in)
+        for call in layer.calls:
+            spot = Spot(
+                pairs,
+                pairs.count,
+                sign_in,
+                self._signs(call.parameter, 0, call.n_out),
+                call.offset,
+                call is layer.calls[0],
+                call is layer.calls[-1],
+            )
+            self.spots.setdefault(call.module, []).append(spot)
+        pairs.count += 1
+
+    # -- the batch in hand ---------------------------------------------------------------------------------------
+
+    def begin(self, rows: Encoded) -> None:
+        """Makes room for a batch; nothing of the batch before is left."""
+        ids = getattr(rows, "ids", None)
+        t = 1 if ids is None else ids.shape[1] - isinstance(rows, TokenRows)
+        self.n, self.t = len(rows), t
+        self.flat = rows.target[:, 1:].nonzero(as_tuple=True) if isinstance(rows, TokenRows) else None
+        for pairs in self.pairs.values():
+            pairs.begin(self.n, t, self.device)
+        self.calls.clear()
+        self.written.clear()
+        self.vector_sums.clear()
+        self.cast = None
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """A layer's input in the session's precision; query, key and value read one input, which is cast once."""
+        if x.dtype == self.dtype:
+            return x
+        if self.cast is None or self.cast[0] is not x:
+            self.cast = (x, x.to(self.dtype))
+        return self.cast[1]
+
+    def release(self) -> None:
+        """Gives the buffers back."""
+        for pairs in self.pairs.values():
+            pairs.storage, pairs.a, pairs.e = [], torch.empty(0), torch.empty(0)
+        self.vector_sums.clear()
+        self.cast = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """(n, d) float32 features of the batch, and (n,) norms of what they were folded from."""
+        out = torch.zeros(self.n, self.sketch.d, device=self.device)
+        square = torch.zeros(self.n, device=self.device)
+        for pairs in self.pairs.values():
+            for place in range(pairs.count):
+                for side in ("a", "e"):
+                    if (id(pairs), place, side) not in self.written:
+                        getattr(pairs, side)[:, place].zero_()
+            g = pairs.product()
+            square += torch.linalg.vector_norm(g, dim=1) ** 2
+            pairs.flattening.add(out, g)
+        for name, vector in self.vector_sums.items():
+            square += torch.linalg.vector_norm(vector, dim=1) ** 2
+            self.vector_flattenings[name].add(out, vector)
+        return out, square.sqrt()
+
+    def write(self, side: str, spot: Spot, x: Tensor) -> None:
+        """Folds (n, t, c), (n t, c), (n, c) or, of the answers alone, (m, c) to the spot's place."""
+        pairs = spot.pairs
+        target = (pairs.a if side == "a" else pairs.e)[:, spot.place]
+        sign, offset = (spot.sign_in, 0) if side == "a" else (spot.sign_out, spot.offset % pairs.r_out)
+        key = (id(pairs), spot.place, side)
+        add = key in self.written
+        if x.ndim == 2 and len(x) == self.n * self.t:
+            x = x.view(self.n, self.t, -1)
+        if x.ndim == 3 and x.shape[:2] == (self.n, self.t):
+            fold_into(target, x, sign, offset, add)
+        else:
+            narrow = torch.empty(*x.shape[:-1], target.shape[-1], dtype=target.dtype, device=x.device)
+            fold_into(narrow, x, sign, offset)
+            if not add:
+                target.zero_()
+            if x.ndim == 3:
+                target[:, : x.shape[1]] += narrow
+            elif self.flat is not None and len(x) == len(self.flat[0]):
+                target[self.flat] += narrow
+            else:
+                target[:, 0] += narrow
+        self.written.add(key)
+
+    def add_vector(self, name: str, x: Tensor) -> None:
+        """Adds the tokens' gradients of a vector, (n, t, c) or (m, c), to its rows' sums."""
+        if x.ndim == 2 and self.flat is not None and len(x) == len(self.flat[0]):
+            total = torch.zeros(self.n, x.shape[-1], device=x.device).index_add_(0, self.flat[0], x.float())
+        else:
+            total = x.reshape(self.n, -1, x.shape[-1]).sum(1, dtype=torch.float32)
+        known = self.vector_sums.get(name)
+        self.vector_sums[name] = total if known is None else known + total
+
+    def head_error(self, out: Readout) -> Callable[[slice, Tensor], None] | None:
+        """What a chunk of the head's output gradients is handed to; None when the head does not count."""
+        spot, bias = self.head_spot, getattr(self.head, "bias", None) if "biases" in self.kinds else None
+        if out.head is None or (spot is None and bias is None):
+            return None
+        assert self.flat is not None
+        rows, at = self.flat
+        total = None if bias is None else torch.zeros(self.n, len(bias), device=self.device)
+        if total is not None:
+            self.vector_sums[self.names[id(bias)]] = total
+        if spot is not None:
+            self.write("a", spot, out.states.detach())
+            spot.pairs.e[:, spot.place].zero_()
+            self.written.add((id(spot.pairs), spot.place, "e"))
+
+        def take(part: slice, error: Tensor) -> None:
+            if spot is not None:
+                narrow = torch.empty(len(error), spot.pairs.r_out, dtype=self.dtype, device=error.device)
+                fold_into(narrow, error, spot.sign_out)
+                spot.pairs.e[:, spot.place][rows[part], at[part]] = narrow
+            if total is not None:
+                total.index_add_(0, rows[part], error)
+
+        return take
+
+    # -- tapping -------------------------------------------------------------------------------------------------
+
+    def _patch(
+        self,
+        model: nn.Module,
+        head: nn.Module | None,
+        matrices: Mapping[str, nn.Module],
+        vectors: Mapping[str, nn.Module],
+    ) -> None:
+        d, seed = self.sketch.d, self.sketch.seed
+        for name, module in model.named_modules():
+            if is_linear(module) and module is not head:
+                bias = getattr(module, "bias", None)
+                tapped = "biases" in self.kinds and name in vectors and bias is not None
+                layer = Linear(self, name, module, self.names[id(bias)] if tapped else None)
+                self._replace(
+                    module, partial(_run_linear, layer, self.anchor if name in self.spots or tapped else None)
+                )
+            elif name in matrices and name in self.spots and isinstance(module, nn.Embedding):
+                self._replace(module, partial(_run_embedding, self, name, module, module.forward))
+            elif name in vectors and not is_linear(module):
+                self._replace(module, partial(_run_norm, self, module, copy.copy(module), module.forward))
+            for parameter in (
+                (getattr(module, "weight", None), getattr(module, "bias", None)) if name in vectors else ()
+            ):
+                if isinstance(parameter, Tensor) and parameter.ndim == 1:
+                    key = self.names[id(parameter)]
+                    self.vector_flattenings[key] = Flattening(seed, key, parameter.numel(), d, self.device)
+        if head is not None and "biases" in self.kinds and getattr(head, "bias", None) is not None:
+            key = self.names[id(head.bias)]
+            self.vector_flattenings[key] = Flattening(seed, key, head.bias.numel(), d, self.device)  # type: ignore[union-attr,operator]
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        module.forward = forward
+        self.patched.append(module)
+
+    def close(self) -> None:
+        """The model as it was."""
+        for module in self.patched:
+            del module.forward
+        self.release()
+
+
+class Linear:
+    """A frozen linear layer: its product in the session's precision, and what it writes on the tape."""
+
+    def __init__(self, tape: Tape, name: str, module: nn.Module, bias_name: str | None) -> None:
+        self.tape, self.name, self.bias_name = tape, name, bias_name
+        weight = module.weight.detach()  # type: ignore[union-attr,operator]
+        weight = weight.T if is_conv1d(module) else weight
+        bias = getattr(module, "bias", None)
+        self.weight = weight.to(tape.dtype)
+        self.bias = None if bias is None else bias.detach().to(tape.dtype)
+        # Attention on a CPU is three times slower backward in bf16; what lies between other layers stays narrow.
+        self.widen = "att" in name.lower() and tape.device.type == "cpu"
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        """The layer's output, and which call of the pass this was."""
+        tape, call = self.tape, self.tape.calls.get(self.name, 0)
+        spots = tape.spots.get(self.name, ())
+        narrow = tape.narrowed(x)
+        if call < len(spots):
+            tape.calls[self.name] = call + 1
+            if spots[call].first:
+                tape.write("a", spots[call], narrow)
+        out = linear(narrow, self.weight, self.bias)
+        return out.float() if self.widen else out, call
+
+    def backward(self, e: Tensor, call: int, further: bool) -> Tensor | None:
+        """The gradient of the layer's input, when the pass goes further back."""
+        e = e.to(self.weight.dtype)
+        spots = self.tape.spots.get(self.name, ())
+        if call < len(spots):
+            self.tape.write("e", spots[call], e)
+        if self.bias_name is not None:
+            self.tape.add_vector(self.bias_name, e)
+        return linear(e, self.weight.T) if further else None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, layer: Linear) -> Tensor:
+        out, ctx.call = layer.forward(x)
+        ctx.layer = layer
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+        return ctx.layer.backward(e, ctx.call, ctx.needs_input_grad[0]), None, None
+
+
+def _run_linear(layer: Linear, anchor: Tensor | None, x: Tensor) -> Tensor:
+    return _Product.apply(x, anchor, layer)  # type: ignore[return-value]
+
+
+class _Listen(torch.autograd.Function):
+    """The same tensor; its gradient is told to `hear` on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, hear: Callable[[Tensor], None]) -> Tensor:
+        ctx.hear = hear
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, e: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        ctx.hear(e)
+        return e, None, None
+
+
+def _run_embedding(
+    tape: Tape, name: str, module: nn.Module, forward: Callable[[Tensor], Tensor], ids: Tensor
+) -> Tensor:
+    if ids.ndim == 1:
+        ids = ids[None]
+    ids = ids.expand(tape.n, -1)  # positions are shared by all rows; each row has its own gradient
+    spot = tape.spots[name][tape.calls.get(name, 0)]
+    tape.calls[name] = tape.calls.get(name, 0) + 1
+
+    def hear(e: Tensor) -> None:
+        # The gradient of entry (v, c) is that of the head's weight it may be tied to: vocabulary out, width in.
+        tape.write("a", spot, e * getattr(module, "embed_scale", 1.0))
+        target = spot.pairs.e[:, spot.place]
+        target.zero_()
+        bucket = (ids % spot.pairs.r_out)[..., None]
+        target[:, : ids.shape[1]].scatter_(2, bucket, spot.sign_out[ids][..., None].to(target.dtype))
+        tape.written.add((id(spot.pairs), spot.place, "e"))
+
+    return _Listen.apply(forward(ids), tape.anchor, hear)  # type: ignore[return-value]
+
+
+def _run_norm(
+    tape: Tape, module: nn.Module, bare: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """The norm's output; its weight's gradient is sum of e times what the weight multiplies, whatever its form."""
+    weight, bias = module.weight, getattr(module, "bias", None)
+    bare.__dict__.pop("forward", None)
+    with torch.no_grad():
+        ends = []
+        for value in (1.0, 0.0):
+            bare._parameters = {
+                **module._parameters,
+                "weight": nn.Parameter(torch.full_like(weight, value), False),
+            }  # type: ignore[arg-type]
+            ends.append(bare(x))
+        slope = ends[0] - ends[1]
+
+    def hear(e: Tensor) -> None:
+        if "norms" in tape.kinds:
+            tape.add_vector(tape.names[id(weight)], e * slope)
+        if isinstance(bias, Tensor) and "biases" in tape.kinds:
+            tape.add_vector(tape.names[id(bias)], e)
+
+    return _Listen.apply(forward(x), tape.anchor, hear)  # type: ignore[return-value]
