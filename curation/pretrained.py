@@ -6,12 +6,14 @@ token is doubled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from curation.encoded import LabelledTokens, TokenRows
 from curation.errors import UserError
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 
 TooLong = Literal["truncate", "refuse"]
 _ANSWER = "gradus-answer"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model as a reader needs it: its tokenizer, and `load`, which gives the model afresh.
+
+    `load(names)`: the model in eval mode, with an output for each of these classes, and its parameters that no
+    file holds. `classes`: those of its own trained head, in order. `pad`: what fills rows; None: the tokenizer's.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    load: Callable[[tuple[str, ...]], tuple[nn.Module, Sequence[str]]]
+    classes: tuple[str, ...] = ()
+    pad: int | None = None
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[Iterator[str], list[int]]:
@@ -170,6 +186,16 @@ def encode_classes(
     ids, length, _, notes = packed(rows, len(texts), padding_id(tokenizer) if pad is None else pad, 1)
     classes = np.where(notes.refused | notes.empty, -1, np.asarray(y, dtype=np.int64).reshape(len(texts)))
     return LabelledTokens(torch.from_numpy(ids), torch.from_numpy(length), torch.from_numpy(classes)), notes
+
+
+def class_lengths(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, too_long: TooLong = "truncate"
+) -> np.ndarray:
+    """Tokens of each text as `encode_classes` would give it, (n,) int64; 0: not scored."""
+    opening, closing = specials(tokenizer)
+    refuse = too_long == "refuse"
+    rows = (_enclosed(opening, x, closing, max_tokens, refuse) for x in tokens(tokenizer, texts))
+    return np.fromiter((len(row.ids) for row in rows), dtype=np.int64, count=len(texts))
 
 
 def encode_tags(

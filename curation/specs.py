@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 StrategyName = Literal[
     "errors_first",
@@ -109,25 +109,49 @@ class Ingest(Spec):
     batch_rows: int = Field(default=20_000, gt=0, description="records held in memory at once")
 
 
+PRETRAINED = {  # defaults of the kinds that start from a pretrained model, where they are not those below
+    "causal_lm": {"max_tokens": 256, "batch_rows": 16, "learning_rate": 5e-5},
+    "classifier": {"max_tokens": 256, "batch_rows": 16, "learning_rate": 1e-4},
+    "encoder": {"max_tokens": 256, "batch_rows": 16, "learning_rate": 2e-4},
+}
+
+
 class Proxy(Spec):
     """The small model whose gradients are taken, and the models trained to compare data."""
 
-    kind: Literal["decoder", "head"] = Field(
+    kind: Literal["decoder", "head", "causal_lm", "classifier", "encoder"] = Field(
         default="decoder",
-        description="decoder: a small causal model trained from scratch on prompt -> response; head: a classifier on a frozen sentence encoder",
+        description="decoder: a small causal model trained from scratch on prompt -> response; head: a classifier on a frozen sentence encoder; causal_lm: a Hugging Face language model, fine-tuned; classifier: a Hugging Face sequence classifier, fine-tuned; encoder: a sentence encoder fine-tuned with a head",
+    )
+    model: str | None = Field(
+        default=None,
+        description="causal_lm and classifier: a folder (relative to the recipe) or hub name, with weights as safetensors; a LoRA adapter trains its adapter alone",
     )
     encoder: str = Field(
         default="packaged:all-MiniLM-L6-v2",
-        description="head only: the packaged MiniLM, or a path or hub name of a sentence-transformers model",
+        description="head and encoder: the packaged MiniLM, or a path or hub name of a sentence-transformers model",
     )
     embedding_scale: float = Field(
-        default=10.0, gt=0, description="head only: unit embeddings are multiplied by this"
+        default=10.0, gt=0, description="head and encoder: unit embeddings are multiplied by this"
     )
     layers: int = Field(default=2, ge=1)
     width: int = Field(default=64, ge=8)
     heads: int = Field(default=4, ge=1)
     max_tokens: int = Field(
-        default=64, ge=8, description="decoder only: longer rows are cut on the left of the prompt"
+        default=64,
+        ge=8,
+        description="all but head; default of a pretrained model 256: longer rows lose the beginning of the prompt, then the end of the response",
+    )
+    too_long: Literal["truncate", "refuse"] = Field(
+        default="truncate",
+        description="pretrained models: rows longer than max_tokens are cut, or neither trained on nor scored; both are in the ledger",
+    )
+    chat_template: bool = Field(
+        default=True,
+        description="causal_lm: a prompt is a user's turn of the tokenizer's chat template, when it has one",
+    )
+    separator: str = Field(
+        default="\n", description="causal_lm without a chat template: between prompt and response"
     )
     max_vocabulary: int = Field(
         default=8192, ge=64, description="decoder only: most frequent words kept; others are unknown"
@@ -135,14 +159,18 @@ class Proxy(Spec):
     steps: int = Field(default=600, ge=1, description="optimiser steps of every compared model")
     scorer_steps: int | None = Field(
         default=None,
-        ge=1,
-        description="steps of the model whose gradients are taken; default: as compared models",
+        ge=0,
+        description="steps of the model whose gradients are taken; default: as compared models; 0: a pretrained model as it is",
     )
-    batch_rows: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=8e-3, gt=0)
+    batch_rows: int = Field(default=64, ge=1, description="rows of a step; default of a pretrained model 16")
+    learning_rate: float = Field(
+        default=8e-3,
+        gt=0,
+        description="default of causal_lm 5e-5, classifier 1e-4, encoder 2e-4",
+    )
     feature_dimensions: int = Field(default=512, ge=16, description="d of the gradient features")
     fold_width: int = Field(
-        default=256, ge=8, description="layer sides wider than this are folded before the outer product"
+        default=192, ge=8, description="layer sides wider than this are folded before the outer product"
     )
     parameters: str | tuple[str, ...] = Field(
         default="hidden",
@@ -152,6 +180,21 @@ class Proxy(Spec):
         default="fp32",
         description="bf16: the layers' products in bfloat16, sums in float32; faster where the processor has it, other bits",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, given: Any) -> Any:
+        return {**PRETRAINED.get(str(given.get("kind")), {}), **given} if isinstance(given, dict) else given
+
+    @property
+    def pretrained(self) -> Literal["model", "encoder"] | None:
+        """The field that names the pretrained model which training starts from; None when it starts from nothing."""
+        return None if self.kind not in PRETRAINED else "encoder" if self.kind == "encoder" else "model"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether rows are labelled texts; otherwise a response is predicted from its prompt."""
+        return self.kind in ("head", "classifier", "encoder")
 
 
 class Budget(Spec):
@@ -186,6 +229,18 @@ class Select(Spec):
         default=None,
         ge=2,
         description="clusters of the region map; default: about the square root of twice the rows",
+    )
+
+
+class Score(Spec):
+    """What is computed of every row beside its gradient, and in which portions."""
+
+    shard_rows: int = Field(
+        default=4096, ge=16, description="rows of one shard of features: what a kill loses at most"
+    )
+    extra: tuple[Literal["ifd", "rho", "less_whitened"], ...] = Field(
+        default=(),
+        description="scores that cost more: ifd (one more forward), rho (two more trainings), less_whitened (influence whitened by the rows' second moment)",
     )
 
 
@@ -238,6 +293,7 @@ class Recipe(Spec):
     ingest: Ingest = Ingest()
     proxy: Proxy = Proxy()
     budget: Budget = Budget()
+    score: Score = Score()
     synthesize: Synthesize = Synthesize()
     select: Select = Select()
     decide: Decide = Decide()

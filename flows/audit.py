@@ -10,12 +10,15 @@ from curation.logdet import unit_rows
 from curation.proxies import encode
 from curation.randomness import key_of
 from curation.rows import DIVERSITY
+from curation.score.diversity import diversity
 from curation.score.gradients import row_gradients, sketch_of
 from curation.specs import Recipe
 from curation.train.fit import fit
 from flows.data import embeddings, reader_for
+from flows.pretrained import pinned, proxy_spec
 from flows.run import Run
-from flows.score import diversity_frame, rows_of
+from flows.score import rows_of
+from flows.scorers import diversity_frame
 from storage.artifacts import Draft, Lake, Ref
 
 VERSION = "audit_v1"
@@ -38,7 +41,7 @@ def audit(
     The auditor is trained on the base with seeds of its own, so its gradients are not those that chose.
     """
     recipe = run.recipe
-    spec = {"seed": recipe.seed, "round": round, "proxy": recipe.proxy.model_dump(mode="json"), "arms": arms}
+    spec = {"seed": recipe.seed, "round": round, "proxy": proxy_spec(recipe), "arms": arms}
     inputs = [r for r in (pool, base, sets, new, vectors) if r is not None]
 
     def compute(draft: Draft) -> None:
@@ -48,7 +51,7 @@ def audit(
             .submit(
                 audit_sets,
                 str(run.lake.root),
-                recipe,
+                pinned(recipe),
                 round,
                 refs,
                 str(base),
@@ -93,7 +96,7 @@ def audit_sets(
     at = {row: i for i, row in enumerate(ids)}
     members = {arm: [at[i] for i in chosen.filter(pl.col("arm") == arm)["row_id"]] for arm in arms}
     frame = diversity_frame(
-        round, 0, "auditor", "auditor", {arm: found.feature[m] for arm, m in members.items()}
+        round, 0, "auditor", "auditor", {arm: diversity(found.feature[m]) for arm, m in members.items()}
     )
     _, cluster, _ = spherical_kmeans(unit_rows(found.feature), max(8, len(ids) // 20), seed)
     covered = [

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from curation.errors import UserError
-from curation.proxies import token_counts
 from curation.rows import features_schema
 from curation.select.compose import choose_rows, strata_of
 from curation.specs import Recipe
 from curation.strategies import Facts
 from flows.data import kept_rows, units
+from flows.pretrained import tokens_of, tokens_spec
 from flows.run import NotCached, Run
 from storage.artifacts import Draft, Lake, Ref
 from storage.shards import write_shard
@@ -39,8 +39,7 @@ def base(run: Run, pool: Ref) -> Ref:
         "budget": budget_spec(recipe),
         "seed": recipe.seed,
         "worlds": recipe.worlds,
-        "kind": recipe.proxy.kind,
-        "max_tokens": recipe.proxy.max_tokens,
+        **tokens_spec(recipe),
     }
 
     def compute(draft: Draft) -> None:
@@ -60,7 +59,7 @@ def base(run: Run, pool: Ref) -> Ref:
 
 def refuse_budget(recipe: Recipe, kept: pl.DataFrame) -> None:
     """Raises when the budget is beyond the clean pool, or leaves nothing to choose from it."""
-    tokens = int(token_counts(recipe.proxy, kept).sum())
+    tokens = int(tokens_of(recipe, kept).sum())
     spare = 0 if recipe.decide.work == "grow" else 1  # growing may start from the whole pool
     for name, asked, have in (
         ("rows", recipe.budget.rows, len(kept)),
@@ -101,7 +100,7 @@ def budget_rows(recipe: Recipe, tokens: np.ndarray, share: float = 1.0) -> int:
 
 def cut_to_budget(recipe: Recipe, rows: pl.DataFrame, *purpose: object, share: float = 1.0) -> pl.DataFrame:
     """A stratified random draw of the budget from the rows; all of them when the budget is larger."""
-    tokens = token_counts(recipe.proxy, rows)
+    tokens = tokens_of(recipe, rows)
     n = budget_rows(recipe, tokens, share)
     if n >= len(rows):
         return rows
@@ -125,7 +124,7 @@ def publish(
         if not known:
             raise NotCached("dataset")
         return int(known[0])
-    tokens = int(token_counts(run.recipe.proxy, rows).sum())
+    tokens = int(tokens_of(run.recipe, rows).sum())
     return run.lake.publish_dataset(
         run.recipe.name, rows, strategy, parent, decision, evidence, tokens, content
     )
@@ -143,7 +142,7 @@ def keep_candidate(run: Run, rows: pl.DataFrame, strategy: str, parent: int | No
         if content not in kept:
             raise NotCached("candidate")
         return
-    tokens = int(token_counts(run.recipe.proxy, rows).sum())
+    tokens = int(tokens_of(run.recipe, rows).sum())
     run.lake.publish_candidate(run.recipe.name, rows, strategy, parent, evidence, tokens, content)
 
 

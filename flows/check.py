@@ -1,32 +1,30 @@
-"""What can be known before long work: `gradus check`, `gradus estimate`, `gradus init`."""
+"""What is wrong with a recipe, known before long work: `gradus check`."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
 from curation.decide.rule import alpha_for
-from curation.errors import DataError, UserError
-from curation.ingest.parse import Parsed, map_record
+from curation.errors import UserError
+from curation.proxies import make_reader
 from curation.rows import ROWS
 from curation.specs import Recipe
 from flows.base import refuse_budget
 from flows.ingest import parse_file, settle_pool, source_files
+from flows.pretrained import pretrained_of
 from flows.recipe import confirming_bounds, judge_problems
 from flows.run import Run
 from storage.artifacts import Lake
-from storage.sources import count_records, read_batches
 
 
 def refuse_problems(recipe: Recipe, path: Path | None = None) -> None:
-    """Raises one `UserError` that lists what is wrong with a recipe, before any file is opened."""
+    """Raises one `UserError` that lists what is wrong with a recipe or its pretrained model, before data is opened."""
     problems = judge_problems(recipe)
     if problems:
         raise UserError(f"{path or recipe.name} cannot run:\n  " + "\n  ".join(problems))
+    pretrained_of(recipe.proxy)
 
 
 def refuse_spent_alpha(lake: Lake, recipe: Recipe) -> None:
@@ -69,128 +67,5 @@ def check(run: Run) -> list[str]:
     lines += [f"suite {s} ({d}, {u}): {n} items" for s, d, u, n in counts.iter_rows()]
     kept = rows.join(drops.select("row_id"), on="row_id", how="anti")
     refuse_budget(recipe, kept)
-    if recipe.proxy.kind == "head" and kept["label"].drop_nulls().n_unique() < 2:
-        raise UserError(
-            '[proxy] kind = "head" needs labels, and the pool has fewer than two; map fields = {label = "…"}'
-        )
+    make_reader(recipe.proxy, kept, 0, pretrained_of(recipe.proxy))  # refuses a pool without labels
     return lines
-
-
-@dataclass(frozen=True)
-class Estimate:
-    stage: str
-    work: str
-    seconds: float
-    memory_mb: float
-    disk_mb: float
-
-
-def estimate(run: Run) -> list[Estimate]:
-    """Time, memory and disk of each stage, from file sizes and one short measurement of this machine."""
-    recipe = run.recipe
-    rows, tokens_a_row = _size(run)
-    proxy, workers = recipe.proxy, max(1, run.workers)
-    parameters = _parameters(recipe)
-    flops = _flops_per_second() * 0.55  # small matrices reach about half of a large product's speed
-    step_tokens = proxy.batch_rows * (1 if proxy.kind == "head" else tokens_a_row)
-    step_seconds = 6 * parameters * step_tokens / flops + 0.0012
-    low, high = confirming_bounds(recipe)
-    replicates = round((low + high) / 2)
-    arms = 3 if recipe.worlds else 4
-    trainings = replicates * arms * recipe.budget.rounds
-    if recipe.decide.fixed_strategy:
-        trainings += replicates * len(recipe.select.strategies)
-    else:
-        trainings += (
-            recipe.decide.screen_replicates * (1 + len(recipe.select.strategies)) * recipe.budget.rounds
-        )
-    scored = rows if recipe.decide.work == "choose" else rows + recipe.synthesize.candidates
-    scored *= recipe.budget.rounds * max(1, recipe.worlds)
-    row_seconds = 8 * parameters * (1 if proxy.kind == "head" else tokens_a_row) / flops + 0.0003
-    feature_mb = scored * proxy.feature_dimensions * 2 / 1e6
-    memory = 350 + 8 * parameters / 1e6 + feature_mb * 4 / max(1, recipe.worlds)
-    out = [
-        Estimate(
-            "ingest",
-            f"{rows * max(1, recipe.worlds)} rows",
-            rows * max(1, recipe.worlds) / 2500,
-            300 + rows * 2e-3,
-            rows * 5e-4,
-        )
-    ]
-    if proxy.kind == "head":
-        out.append(
-            Estimate(
-                "embed",
-                f"{rows} texts and the suites",
-                rows * 1.5 * 0.006 / workers + 8,
-                900,
-                rows * 1.5 * 8e-4,
-            )
-        )
-    out += [
-        Estimate(
-            "score",
-            f"{scored} rows",
-            (scored * row_seconds + max(1, recipe.worlds) * proxy.steps * step_seconds) / workers + 6,
-            memory,
-            feature_mb,
-        ),
-        Estimate("select", f"{trainings} sets", trainings * 0.6 / workers, memory, trainings * 0.05),
-        Estimate(
-            "train",
-            f"{trainings} models x {proxy.steps} steps",
-            trainings * proxy.steps * step_seconds / workers,
-            500,
-            trainings * parameters * 4e-6,
-        ),
-        Estimate(
-            "evaluate, decide",
-            "outcomes of every model",
-            trainings * 0.25 / workers + 2,
-            500,
-            trainings * 0.03,
-        ),
-    ]
-    return out
-
-
-def _size(run: Run) -> tuple[int, float]:
-    if run.recipe.worlds:
-        return run.recipe.budget.rows or 500, 17.0
-    rows, words, seen = 0, 0, 0
-    files = source_files(run)
-    for source in run.recipe.source:
-        for path in files[f"source/{source.name}"]:
-            head = [r for b in islice(read_batches(path, 500), 1) for _, r, _ in b.items if r is not None]
-            sample = [p for p in (map_record(r, source.fields) for r in head) if isinstance(p, Parsed)]
-            if not sample:
-                raise DataError(
-                    f"source {source.name!r}, {path.name}: none of the first records can be used; see gradus check"
-                )
-            rows += max(len(sample), count_records(path))
-            words += sum(len(f"{p.prompt} {p.response}".split()) for p in sample)
-            seen += len(sample)
-    return rows, min(run.recipe.proxy.max_tokens, 1.15 * words / seen + 2)
-
-
-def _parameters(recipe: Recipe) -> int:
-    p = recipe.proxy
-    return 384 * p.width + 20 * p.width if p.kind == "head" else p.layers * 12 * p.width**2 + 200 * p.width
-
-
-def _flops_per_second() -> float:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a = torch.ones(1152, 64)
-    b = torch.ones(64, 256)
-    a @ b
-    begun, n = time.perf_counter(), 0
-    while time.perf_counter() - begun < 0.15:
-        a @ b
-        n += 1
-    seconds = time.perf_counter() - begun
-    torch.set_num_threads(threads)
-    return 2 * 1152 * 64 * 256 * n / seconds

@@ -10,8 +10,9 @@ import polars as pl
 import torch
 
 from curation.encoded import Encoded
-from curation.proxies import Reader, build_model, encode, frozen_copy, make_reader
-from curation.specs import Recipe
+from curation.proxies import Reader, build_model, encode, frozen_copy, make_reader, notes_of
+from curation.specs import Proxy, Recipe
+from flows.pretrained import pretrained_of
 from storage.artifacts import Lake, Ref
 from storage.models import bytes_to_tensors
 
@@ -75,16 +76,47 @@ def feature_matrix(frame: pl.DataFrame) -> np.ndarray:
 def reader_for(
     lake: Lake, recipe: Recipe, ingest: Ref, world: int, vectors: dict[str, np.ndarray] | None
 ) -> Reader:
-    """How this pool's rows become tensors: one reader for all rounds and arms."""
+    """How this pool's rows become tensors: one reader for all rounds and arms, made once a process."""
     width = len(next(iter(vectors.values()))) if vectors else 0
-    return make_reader(recipe.proxy, kept_rows(lake, ingest, world), width)
+    return _reader(str(lake.root), recipe.proxy.model_dump_json(), str(ingest), world, width)
+
+
+@lru_cache(maxsize=32)
+def _reader(root: str, proxy: str, ingest: str, world: int, width: int) -> Reader:
+    spec = Proxy.model_validate_json(proxy)
+    pool = kept_rows(Lake(root, create=False), Ref.parse(ingest), world)
+    return make_reader(spec, pool, width, pretrained_of(spec))
 
 
 def load_model(lake: Lake, recipe: Recipe, reader: Reader, ref: Ref, file: str) -> torch.nn.Module:
     """A trained model from an artifact, frozen."""
-    return frozen_copy(build_model(recipe.proxy, reader, 0), bytes_to_tensors(lake.read_file(ref, file)))
+    return model_from_bytes(recipe, reader, lake.read_file(ref, file))
+
+
+def model_from_bytes(recipe: Recipe, reader: Reader, data: bytes) -> torch.nn.Module:
+    """A trained model from the bytes of its weights (all, or what `weights_of` gives), frozen."""
+    return frozen_copy(build_model(recipe.proxy, reader, 0), bytes_to_tensors(data))
 
 
 def encode_items(reader: Reader, items: pl.DataFrame, vectors: dict[str, np.ndarray] | None) -> Encoded:
     """Suite items as tensors."""
     return encode(reader, items, vectors, key="item_id")
+
+
+NOTES = {
+    "prompt_cut": "prompt_cut",
+    "response_cut": "response_cut",
+    "refused": "too_long",
+    "empty": "no_response",
+}
+
+
+def encoding_notes(reader: Reader, frame: pl.DataFrame) -> pl.DataFrame:
+    """What encoding does to rows (row_id, reason, value): cut, refused, nothing to predict; `value`: their tokens."""
+    notes = notes_of(reader, frame)
+    ids = frame.select("row_id", value=pl.Series(notes.full_tokens).cast(pl.Float64))
+    parts = [
+        ids.filter(pl.Series(getattr(notes, flag))).select("row_id", pl.lit(reason).alias("reason"), "value")
+        for flag, reason in NOTES.items()
+    ]
+    return pl.concat(parts)

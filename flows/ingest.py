@@ -63,7 +63,7 @@ def ingest_spec(recipe: Recipe, files: dict[str, list]) -> dict:
         "source": [s.model_dump(mode="json", exclude={"path", "url"}) for s in recipe.source],
         "suite": [s.model_dump(mode="json", exclude={"path", "url"}) for s in recipe.suite],
         "ingest": recipe.ingest.model_dump(mode="json", exclude={"batch_rows", "max_unparsable_share"}),
-        "labelled": recipe.proxy.kind == "head",
+        "labelled": recipe.proxy.classifies,
     }
 
 
@@ -87,7 +87,7 @@ def settle_pool(recipe: Recipe, files: dict[str, list], rows: pl.DataFrame) -> d
     left = rows.join(held.select("row_id"), on="row_id", how="anti", maintain_order="left")
     _refuse_overlap(left, suite_items)
     _refuse_thin_suites(recipe, suite_items)
-    unlabelled = left.filter(pl.col("label").is_null()) if recipe.proxy.kind == "head" else left.head(0)
+    unlabelled = left.filter(pl.col("label").is_null()) if recipe.proxy.classifies else left.head(0)
     no_label = drops((i, "no_label", None, None, None) for i in unlabelled["row_id"])
     left = left.join(unlabelled.select("row_id"), on="row_id", how="anti", maintain_order="left")
     ledger = pl.concat([held, no_label, settle(left, suite_items, recipe.ingest)])

@@ -35,10 +35,12 @@ def curate(run: Run) -> None:
     base = first_base = call(publish_base, run, pool)
     vectors = call(embed, run, pool)
     decisions: list[str] = []
+    maps: list[Ref] = []
     stopped, round = None, 0
     while not stopped:
         round += 1
-        common = (pool, base, call(score, run, round, pool, base, vectors), vectors, base == first_base)
+        maps.append(call(score, run, round, pool, base, vectors, tuple(maps)))
+        common = (pool, base, maps[-1], vectors, base == first_base)
         strategy, why, replicates = _choose_strategy(run, round, *common)
         gates, arms = _confirming_arms(recipe, round, strategy)
         new, sets = _sets(run, round, "confirm", arms, replicates, *common)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
-from curation.specs import Recipe, Suite
+from curation.specs import Proxy, Recipe, Suite
 from curation.world import SUITES
 
 
@@ -28,6 +28,7 @@ def load_recipe(
         raise UserError(f"{path} is not valid TOML: {error}") from error
     _replace_paths(raw, "source", sources or {}, path)
     _replace_paths(raw, "suite", suites or {}, path)
+    _find_models(raw.get("proxy"), path.resolve().parent)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -50,6 +51,14 @@ def _replace_paths(raw: dict, kind: str, given: dict[str, str], path: Path) -> N
                 for other in ("holdout_clusters", "holdout_rows"):
                     entry.pop(other, None)
                 entry["path"] = str(Path(local).expanduser().resolve()) if "://" not in local else local
+
+
+def _find_models(proxy: object, folder: Path) -> None:
+    """A model that is a folder beside the recipe gets its whole path; hub names stay."""
+    for key in ("model", "encoder"):
+        name = proxy.get(key) if isinstance(proxy, dict) else None
+        if isinstance(proxy, dict) and isinstance(name, str) and name and (folder / name).is_dir():
+            proxy[key] = str((folder / name).resolve())
 
 
 def _model_at(location: tuple) -> type[BaseModel] | None:
@@ -202,20 +211,18 @@ def _work_problems(recipe: Recipe) -> list[str]:
         problems.append(
             '[decide] work = "choose" needs a budget smaller than the pool: set [budget] rows or tokens'
         )
-    if recipe.proxy.kind == "decoder":
+    if recipe.proxy.kind != "head":
         strategies = {*recipe.select.strategies, recipe.decide.fixed_strategy} - {None}
         for name in sorted(s for s in strategies if s.startswith("embedding_")):
             problems.append(
                 f'[select] strategy {name!r} needs sentence embeddings: set [proxy] kind = "head", or leave it out'
             )
-        if recipe.proxy.width % recipe.proxy.heads:
-            problems.append(
-                f"[proxy] width = {recipe.proxy.width} must be a multiple of heads = {recipe.proxy.heads}"
-            )
-    if recipe.proxy.kind == "head" and work == "grow":
+    if recipe.proxy.classifies and work == "grow":
         problems.append(
-            '[proxy] kind = "head" cannot embed rows that do not exist yet: use work = "choose", or kind = "decoder"'
+            f'[proxy] kind = "{recipe.proxy.kind}" needs labels, and rows that do not exist yet have none: '
+            'use work = "choose", or kind = "decoder" or "causal_lm"'
         )
+    problems += _proxy_problems(recipe.proxy)
     n = confirming_bounds(recipe)[1]
     if n < 6:
         problems.append(
@@ -230,6 +237,25 @@ def _work_problems(recipe: Recipe) -> list[str]:
     if recipe.worlds and recipe.decide.replicates not in (None, recipe.worlds):
         problems.append(
             f"on the embedded corpus a replicate is a world: leave [decide] replicates out, or set it to worlds = {recipe.worlds}"
+        )
+    return problems
+
+
+def _proxy_problems(proxy: Proxy) -> list[str]:
+    problems = []
+    if proxy.kind == "decoder" and proxy.width % proxy.heads:
+        problems.append(f"[proxy] width = {proxy.width} must be a multiple of heads = {proxy.heads}")
+    if proxy.pretrained == "model" and not proxy.model:
+        problems.append(f'[proxy] kind = "{proxy.kind}" needs model = "FOLDER or hub name"')
+    if proxy.pretrained != "model" and proxy.model:
+        problems.append(
+            f'[proxy] kind = "{proxy.kind}" does not read model = {proxy.model!r}; set kind = "causal_lm" or '
+            '"classifier"' + (", or encoder in its place" if proxy.kind in ("head", "encoder") else "")
+        )
+    if proxy.scorer_steps == 0 and proxy.kind not in ("causal_lm", "classifier"):
+        problems.append(
+            f'[proxy] scorer_steps = 0 takes a trained model as it is, and kind = "{proxy.kind}" starts untrained; '
+            "set it to 1 or more"
         )
     return problems
 

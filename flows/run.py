@@ -39,7 +39,7 @@ class Run:
     started: float = field(default_factory=time.time)
     steps: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    _pool: ProcessPoolExecutor | None = None
+    _pools: dict[tuple[str, ...], ProcessPoolExecutor] = field(default_factory=dict)
 
     def stage(
         self,
@@ -114,9 +114,14 @@ class Run:
         )
 
     def map_shards(
-        self, draft: Draft, jobs: Mapping[str, tuple], work: Callable[..., None], label: str
+        self,
+        draft: Draft,
+        jobs: Mapping[str, tuple],
+        work: Callable[..., None],
+        label: str,
+        devices: tuple[str, ...] = (),
     ) -> None:
-        """Runs `work(work_path, key, *job)` for every key whose shard is missing, on all cores.
+        """Runs `work(work_path, key, *job)` for every key whose shard is missing, on all cores or one process a device.
 
         Workers write their own shards, so a kill loses at most those in flight.
         """
@@ -124,7 +129,7 @@ class Run:
         left = {key: job for key, job in jobs.items() if key not in done}
         if not left:
             return
-        futures = [self.pool().submit(work, draft.work_path, key, *job) for key, job in left.items()]
+        futures = [self.pool(devices).submit(work, draft.work_path, key, *job) for key, job in left.items()]
         try:
             finished = as_completed(futures)
             for future in self.track(finished, label, len(futures)) if self.track else finished:  # type: ignore[operator]
@@ -134,34 +139,52 @@ class Run:
                 future.cancel()
             raise
 
-    def pool(self) -> ProcessPoolExecutor:
-        """The run's worker processes, one thread each, made when first needed."""
-        if self._pool is None:
+    def pool(self, devices: tuple[str, ...] = ()) -> ProcessPoolExecutor:
+        """The run's worker processes, made when first needed: one thread each, or one process for each device."""
+        if devices not in self._pools:
             # One thread a worker, so that sums have one order; libraries read these when they are loaded.
             os.environ |= dict.fromkeys(
                 ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1"
             )
-            self._pool = ProcessPoolExecutor(
-                self.workers, get_context("spawn"), initializer=one_thread, initargs=(os.getpid(),)
+            context = get_context("spawn")
+            waiting = context.SimpleQueue()
+            for device in devices:
+                waiting.put(device)
+            self._pools[devices] = ProcessPoolExecutor(
+                len(devices) or self.workers,
+                context,
+                initializer=one_thread,
+                initargs=(os.getpid(), waiting if devices else None),
             )
-        return self._pool
+        return self._pools[devices]
 
     def close(self, kill: bool = False) -> None:
         """Ends the worker processes."""
-        if self._pool is not None:
+        for pool in self._pools.values():
             if kill:
-                for process in list((self._pool._processes or {}).values()):
+                for process in list((pool._processes or {}).values()):
                     process.terminate()
-            self._pool.shutdown(wait=not kill, cancel_futures=True)
-            self._pool = None
+            pool.shutdown(wait=not kill, cancel_futures=True)
+        self._pools.clear()
 
 
-def one_thread(parent: int) -> None:
-    """Sets a worker up: one thread; interrupts are the parent's; it ends when its parent is gone."""
+def scoring_devices() -> tuple[str, ...]:
+    """Devices that score rows, one process each: GRADUS_DEVICES (cuda:0,cuda:1), else every GPU; none: all cores."""
+    given = os.environ.get("GRADUS_DEVICES", "")
+    if given:
+        return tuple(device.strip() for device in given.split(",") if device.strip())
+    import torch
+
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+
+
+def one_thread(parent: int, devices: Any = None) -> None:
+    """Sets a worker up: one thread, its device; interrupts are the parent's; it ends when its parent is gone."""
     import signal
     import threading
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["GRADUS_DEVICE"] = "cpu" if devices is None else devices.get()
     import torch
 
     torch.set_num_threads(1)

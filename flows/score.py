@@ -6,58 +6,97 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from torch import nn
 
-from curation.logdet import unit_rows
-from curation.proxies import encode
+from curation.proxies import Reader, encode, predict, weights_of
 from curation.randomness import key_of
-from curation.rows import DIVERSITY, LEDGER, MODELS, SCORES, features_schema, text_of
-from curation.score.diversity import ceiling, m_coherence, moments, row_alignment, vendi
-from curation.score.gradients import RowGradients, row_gradients, sketch_of
+from curation.rows import MODELS, text_of
+from curation.score.difficulty import holdout_folds, ifd, out_of_fold, rho
+from curation.score.diversity import diversity, diversity_of, moments_of
+from curation.score.gradients import row_gradients, sketch_of
 from curation.score.regions import map_regions
 from curation.specs import Recipe
 from curation.train.fit import fit
-from flows.data import embeddings, encode_items, kept_rows, reader_for, steer_items, units
-from flows.run import Run
+from flows.data import (
+    embeddings,
+    encode_items,
+    encoding_notes,
+    feature_matrix,
+    model_from_bytes,
+    reader_for,
+    steer_items,
+    units,
+)
+from flows.features import cut_shards, feature_shard, proxy_name, rows_to_score
+from flows.pretrained import pinned, proxy_spec, tokens_spec
+from flows.run import Run, scoring_devices
+from flows.scorers import (
+    diversity_frame,
+    flag_frame,
+    gradient_scores,
+    gradients_in_blocks,
+    group_frame,
+    influence_scores,
+    length_frame,
+    note_frame,
+    score_frame,
+)
 from storage.artifacts import Draft, Lake, Ref
 from storage.models import tensors_to_bytes
-from storage.shards import write_shard
+from storage.shards import read_shard, read_shard_file, write_shard
 
-VERSION = "score_v1"
+VERSION = "score_v2"
 
 
-def score(run: Run, round: int, pool: Ref, base: Ref, vectors: Ref | None) -> Ref:
+def score(
+    run: Run, round: int, pool: Ref, base: Ref, vectors: Ref | None, earlier: tuple[Ref, ...] = ()
+) -> Ref:
     """Trains the scorer of every world and scores its rows: features, norms, NLL, EL2N, regions, G-Vendi.
 
-    Reads: base rows (grow) or the pool (choose), steer items. Writes: features, scores, regions, models,
-    diversity, ledger (flags). Costs: one training and one backward a row. Safe to rerun by world.
+    Reads: base rows (grow) or the pool (choose), steer items, regions of earlier rounds. Writes: features, scores,
+    regions, models, diversity, ledger (flags). Costs: one training, one forward and backward a row. Safe to rerun:
+    scorers by world, features by shard of rows, also of other runs; the rest from these.
     """
     recipe = run.recipe
     spec = {
         "seed": recipe.seed,
         "round": round,
-        "proxy": recipe.proxy.model_dump(mode="json"),
+        "proxy": proxy_spec(recipe),
         "work": recipe.decide.work,
         "regions": recipe.select.regions,
         "worlds": recipe.worlds,
+        "score": recipe.score.model_dump(mode="json", exclude={"shard_rows"}),
     }
-    inputs = [pool, base] + ([vectors] if vectors else [])
+    inputs = [pool, base, *([vectors] if vectors else []), *earlier]
+    emb = str(vectors) if vectors else None
+    common = (str(run.lake.root), pinned(recipe))
 
     def compute(draft: Draft) -> None:
-        emb = str(vectors) if vectors else None
-        jobs = {
+        scorers = {f"scorer-{u:02d}": (*common, u, round, str(pool), str(base), emb) for u in units(recipe)}
+        run.map_shards(draft, scorers, scorer_unit, "scorer")
+        features, keys = {}, {}
+        for u in units(recipe):
+            proxy = draft.read_shard(f"scorer-{u:02d}", "models")["model"][0]
+            rows = rows_to_score(run.lake, recipe, pool, base, u)
+            cut = cut_shards(run.lake, pool, rows, recipe.score.shard_rows, u, proxy)
+            keys[u] = list(cut)
+            features |= {key: (*common, u, proxy, str(pool), str(base), emb, ids) for key, ids in cut.items()}
+        draft.adopt(features, "features")
+        run.map_shards(draft, features, feature_shard, "features", scoring_devices())
+        units_left = {
             f"unit-{u:02d}": (
-                str(run.lake.root),
-                recipe,
+                *common,
                 u,
                 round,
                 str(pool),
                 str(base),
                 emb,
-                draft.ref.fingerprint,
+                [str(e) for e in earlier],
+                keys[u],
             )
             for u in units(recipe)
         }
-        run.map_shards(draft, jobs, score_unit, "score")
+        run.map_shards(draft, units_left, score_unit, "score")
 
     return run.stage("score", VERSION, spec, inputs, compute, round)
 
@@ -65,6 +104,69 @@ def score(run: Run, round: int, pool: Ref, base: Ref, vectors: Ref | None) -> Re
 def training_seed(recipe: Recipe, round: int, phase: str, replicate: int) -> int:
     """The seed that all arms of one replicate share: initialisation and data order."""
     return key_of(recipe.seed, "train", round, phase, replicate)
+
+
+def scorer_unit(
+    work: Path,
+    key: str,
+    root: str,
+    recipe: Recipe,
+    unit: int,
+    round: int,
+    pool: str,
+    base: str,
+    emb: str | None,
+) -> None:
+    """Worker: the proxy of one world, trained on its base; how often it forgot each row on the way."""
+    lake, pool_ref = Lake(root, create=False), Ref.parse(pool)
+    vectors = embeddings(lake, Ref.parse(emb) if emb else None)
+    reader = reader_for(lake, recipe, pool_ref, unit, vectors)
+    rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == unit).sort("row_id")
+    steps = recipe.proxy.steps if recipe.proxy.scorer_steps is None else recipe.proxy.scorer_steps
+    seed = training_seed(recipe, round, "confirm", unit)
+    fitted = fit(recipe.proxy, reader, encode(reader, rows, vectors), seed, steps)
+    data = tensors_to_bytes(weights_of(fitted.model))
+    name = proxy_name(data, sketch_of(recipe.proxy, recipe.seed), tokens_spec(recipe))
+    line = (
+        name,
+        "scorer",
+        round,
+        "confirm",
+        "previous",
+        unit,
+        base,
+        len(rows),
+        fitted.steps,
+        fitted.tokens,
+        seed,
+        fitted.train_nll,
+    )
+    columns = {"forgetting_v1": fitted.forgetting}
+    if "rho" in recipe.score.extra:
+        columns["rho_holdout_nll_v1"] = _holdout_nll(recipe, reader, rows, vectors, seed, steps)
+    tables = {
+        "models": pl.DataFrame([line], schema=MODELS, orient="row"),
+        "scores": score_frame(rows["row_id"].to_list(), name, columns),
+    }
+    write_shard(work, key, tables, {f"{key}.safetensors": data})
+
+
+def _holdout_nll(
+    recipe: Recipe,
+    reader: Reader,
+    rows: pl.DataFrame,
+    vectors: dict[str, np.ndarray] | None,
+    seed: int,
+    steps: int,
+) -> np.ndarray:
+    """(n,) NLL of each row under a proxy of the half that it is not in: what no training on it can learn away."""
+    folds = holdout_folds(rows["row_id"].to_list(), recipe.seed)
+    encoded = encode(reader, rows, vectors)
+    halves = [np.flatnonzero(folds == half) for half in (0, 1)]
+    if min(map(len, halves)) == 0:
+        return np.full(len(rows), np.nan)
+    models = [fit(recipe.proxy, reader, encoded.take(at), seed, steps).model for at in halves]
+    return out_of_fold(folds, np.stack([predict(model, encoded)["nll"] for model in models]))
 
 
 def score_unit(
@@ -77,134 +179,100 @@ def score_unit(
     pool: str,
     base: str,
     emb: str | None,
-    fp: str,
+    earlier: list[str],
+    shards: list[str],
 ) -> None:
-    """Worker: scorer, features, regions and diversity of one world (or of the one real corpus)."""
+    """Worker: scores, regions and diversity of one world (or of the one real corpus) from its features."""
     lake, pool_ref = Lake(root, create=False), Ref.parse(pool)
     vectors = embeddings(lake, Ref.parse(emb) if emb else None)
     reader = reader_for(lake, recipe, pool_ref, unit, vectors)
-    base_rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == unit).sort("row_id")
-    rows = base_rows if recipe.decide.work == "grow" else kept_rows(lake, pool_ref, unit)
-    steps = recipe.proxy.scorer_steps or recipe.proxy.steps
-    seed = training_seed(recipe, round, "confirm", unit)
-    fitted = fit(recipe.proxy, reader, encode(reader, base_rows, vectors), seed, steps)
-    model = fitted.model.requires_grad_(False)
-    proxy = f"{fp}/scorer/{unit}"
-    sketch = sketch_of(recipe.proxy, recipe.seed)
-    found = row_gradients(model, encode(reader, rows, vectors), sketch)
-    steer = steer_items(lake, pool_ref, round, unit).frame
-    at_steer = row_gradients(model, encode_items(reader, steer, vectors), sketch)
+    rows = rows_to_score(lake, recipe, pool_ref, Ref.parse(base), unit)
     ids = rows["row_id"].to_list()
+    frame = rows.select("row_id").join(
+        pl.concat([read_shard(work, k, "features") for k in shards]),
+        on="row_id",
+        how="left",
+        maintain_order="left",
+    )
+    z = feature_matrix(frame)
+    scorer = read_shard(work, f"scorer-{unit:02d}", "models")["model"][0]
+    trained = read_shard(work, f"scorer-{unit:02d}", "scores")
+    data = read_shard_file(work, f"scorer-{unit:02d}", f"scorer-{unit:02d}.safetensors")
+    model = model_from_bytes(recipe, reader, data)
+    items = steer_items(lake, pool_ref, round, unit).frame
+    steer = row_gradients(model, encode_items(reader, items, vectors), sketch_of(recipe.proxy, recipe.seed))
     texts = [text_of(p, r) for p, r in rows.select("prompt", "response").iter_rows()]
-    z = unit_rows(found.feature)
-    regions, table, *_ = map_regions(
-        proxy,
+    before = [
+        lake.scan(Ref.parse(e), "regions")
+        .join(
+            lake.scan(Ref.parse(e), "models").filter(pl.col("replicate") == unit).select(proxy="model"),
+            on="proxy",
+            how="semi",
+        )
+        .collect()
+        for e in earlier
+    ]
+    found = map_regions(
+        scorer,
         ids,
         texts,
         z,
-        found.nll,
-        unit_rows(at_steer.feature),
-        at_steer.correct < 0.5,
+        frame["nll"].to_numpy(),
+        steer.feature,
+        steer.correct < 0.5,
         recipe.select.regions,
         key_of(recipe.seed, "regions", round, unit),
+        before,
     )
+    state = moments_of(gradients_in_blocks(z, frame["norm"].to_numpy()))
+    columns = gradient_scores(frame, z, state) | {"knn_density_v1": found.density}
+    columns |= influence_scores(
+        frame, z, steer, items["suite"].to_list(), "less_whitened" in recipe.score.extra
+    )
+    if "ifd" in recipe.score.extra:
+        columns["ifd_v1"] = _ifd(model, reader, rows, vectors, frame)
+    held = dict(
+        trained.filter(pl.col("scorer") == "rho_holdout_nll_v1").select("row_id", "value").iter_rows()
+    )
+    if held:
+        columns["rho_v1"] = rho(frame["nll"].to_numpy(), np.array([held.get(i, np.nan) for i in ids]))
+    sets = {"scored": diversity_of(state)}
+    if vectors is not None:
+        sets["embeddings of the scored"] = diversity(np.stack([vectors[i] for i in ids]))
+    coarse = found.rows.filter(pl.col("scale") == "coarse")
+    region = rows.select("row_id").join(coarse, on="row_id", how="left", maintain_order="left")["region"]
+    groups = {
+        "source": rows["source"].to_list(),
+        "label": rows["label"].to_list(),
+        "region": region.to_list(),
+    }
     tables = {
-        "features": feature_frame(ids, proxy, found),
-        "scores": score_frame(ids, proxy, found),
-        "regions": regions,
-        "region_table": table,
-        "ledger": flag_frame(ids, found, round),
-        "diversity": diversity_frame(round, unit, proxy, "scorer", {"scored": found.feature}),
-        "models": pl.DataFrame(
+        "scores": score_frame(ids, scorer, columns),
+        "regions": found.rows,
+        "region_table": found.table,
+        "ledger": pl.concat([flag_frame(frame, round), note_frame(encoding_notes(reader, rows), round)]),
+        "diversity": pl.concat(
             [
-                (
-                    proxy,
-                    "scorer",
-                    round,
-                    "confirm",
-                    "previous",
-                    unit,
-                    base,
-                    len(base_rows),
-                    fitted.steps,
-                    fitted.tokens,
-                    seed,
-                    fitted.train_nll,
-                )
-            ],
-            schema=MODELS,
-            orient="row",
+                diversity_frame(round, unit, scorer, "scorer", sets),
+                group_frame(round, unit, scorer, z, groups),
+                length_frame(round, unit, scorer, columns, frame["n_tokens"].to_numpy()),
+            ]
         ),
     }
-    write_shard(work, key, tables, {f"scorer-{unit:02d}.safetensors": tensors_to_bytes(model.state_dict())})
+    write_shard(work, key, tables)
 
 
-def feature_frame(ids: list[str], proxy: str, found: RowGradients) -> pl.DataFrame:
-    """The `features` table of these rows; features are float16 at rest, scaled to unit length."""
-    return pl.DataFrame(
-        {
-            "row_id": ids,
-            "proxy": [proxy] * len(ids),
-            "feature": unit_rows(found.feature).astype(np.float16),
-            "norm": found.norm,
-            "nll": found.nll,
-            "el2n": found.el2n,
-            "correct": found.correct > 0.5,
-            "n_tokens": found.n_tokens.astype(np.int64),
-        },
-        schema=features_schema(found.feature.shape[1]),
-    )
-
-
-def score_frame(ids: list[str], proxy: str, found: RowGradients) -> pl.DataFrame:
-    """The `scores` table: one line a row and scorer."""
-    columns = {
-        "nll_v1": found.nll,
-        "el2n_v1": found.el2n,
-        "grad_norm_v1": found.norm,
-        "alignment_v1": row_alignment(found.feature),
-    }
-    return pl.concat(
-        [
-            pl.DataFrame(
-                {"row_id": ids, "proxy": [proxy] * len(ids), "scorer": [name] * len(ids), "value": value},
-                schema=SCORES,
-            )
-            for name, value in columns.items()
-        ]
-    )
-
-
-def flag_frame(ids: list[str], found: RowGradients, round: int) -> pl.DataFrame:
-    """Ledger flags of rows whose gradient is zero or not finite, or nearly zero beside the median."""
-    norm = found.norm
-    floor = 1e-6 * float(np.median(norm))
-    bad = np.flatnonzero(~np.isfinite(norm) | (norm <= floor))
-    return pl.DataFrame(
-        [(ids[i], "score", round, "flag", "no_gradient", float(norm[i]), floor, None) for i in bad],
-        schema=LEDGER,
-        orient="row",
-    )
-
-
-def diversity_frame(
-    round: int, world: int, proxy: str, role: str, sets: dict[str, np.ndarray]
-) -> pl.DataFrame:
-    """The `diversity` table: G-Vendi of orders 1, 2 and infinity, its ceiling, m-coherence, of named sets of rows."""
-    lines = []
-    for name, features in sets.items():
-        state = moments(features)
-        values = {
-            "g_vendi": vendi(state),
-            "g_vendi_q2": vendi(state, 2),
-            "g_vendi_inf": vendi(state, np.inf),
-            "ceiling": ceiling(state.n, features.shape[1]),
-            "m_coherence": m_coherence(state),
-        }
-        lines += [
-            (round, world, proxy, role, name, metric, value, state.n) for metric, value in values.items()
-        ]
-    return pl.DataFrame(lines, schema=DIVERSITY, orient="row")
+def _ifd(
+    model: nn.Module,
+    reader: Reader,
+    rows: pl.DataFrame,
+    vectors: dict[str, np.ndarray] | None,
+    frame: pl.DataFrame,
+) -> np.ndarray:
+    """(n,) instruction-following difficulty: one more forward pass, of the answers alone; NaN where unreliable."""
+    alone = predict(model, encode(reader, rows.with_columns(prompt=pl.lit("")), vectors))["nll"]
+    value, reliable = ifd(frame["nll"].to_numpy(), alone, frame["n_tokens"].to_numpy())
+    return np.where(reliable, value, np.nan)
 
 
 def rows_of(lake: Lake, refs: list[str], ids: list[str]) -> pl.DataFrame:

@@ -9,13 +9,13 @@ import polars as pl
 
 from curation.decoder import words_of
 from curation.logdet import unit_rows
-from curation.proxies import token_counts
 from curation.rows import SELECTIONS
 from curation.select.compose import choose_rows, length_matched, strata_of
 from curation.specs import Recipe
 from curation.strategies import Facts, surface_features
 from flows.base import budget_rows, budget_spec
 from flows.data import embeddings, feature_matrix, kept_rows
+from flows.pretrained import pinned, tokens_of
 from flows.replicates import base_of, round_half, share_of, universe, world_of
 from flows.run import Run
 from storage.artifacts import Draft, Lake, Ref
@@ -67,7 +67,7 @@ def select(
 
     def compute(draft: Draft) -> None:
         jobs = {
-            f"replicate-{r:02d}": (str(run.lake.root), recipe, named, round, phase, r, arms, first)
+            f"replicate-{r:02d}": (str(run.lake.root), pinned(recipe), named, round, phase, r, arms, first)
             for r in replicates
         }
         run.map_shards(draft, jobs, select_replicate, f"select {phase}")
@@ -140,7 +140,7 @@ def _choose(
     embedding = np.stack([vectors[i] for i in known["row_id"]]) if vectors else None
     surface = _surface(recipe, known) if "surface_logdet" in arms.values() else None
     facts = Facts(wrong, gradient, surface, embedding)
-    tokens = token_counts(recipe.proxy, known)
+    tokens = tokens_of(recipe, known)
     strata = strata_of(known["label"].to_list())
     n = budget_rows(recipe, tokens, share_of(recipe, phase))
     everything = np.arange(len(known))
@@ -185,7 +185,7 @@ def _grow(
         else [None, None]
     )
     facts = Facts(wrong, gradient, both[0], None, given, both[1])
-    tokens = token_counts(recipe.proxy, candidates)
+    tokens = tokens_of(recipe, candidates)
     untargeted = np.flatnonzero((drawn["arm"] == "untargeted").to_numpy())
     n = round_half(recipe.budget.added_rows * share_of(recipe, phase))
     strata = strata_of(candidates["label"].to_list())

@@ -20,9 +20,10 @@ from curation.synthesize.generate import embedded_candidates
 from curation.synthesize.plan import parent_weights
 from curation.synthesize.recombine import find_exchanges, generate
 from flows.data import load_model, reader_for
+from flows.features import feature_frame
+from flows.pretrained import pinned
 from flows.replicates import base_of, round_half, share_of, universe, world_of
 from flows.run import Run
-from flows.score import feature_frame
 from storage.artifacts import Draft, Lake, Ref
 from storage.shards import write_shard
 
@@ -59,7 +60,7 @@ def synthesize(
         jobs = {
             f"replicate-{r:02d}": (
                 str(run.lake.root),
-                recipe,
+                pinned(recipe),
                 r,
                 round,
                 phase,

@@ -7,11 +7,12 @@ from pathlib import Path
 import polars as pl
 
 from curation.errors import DataError
-from curation.proxies import encode, predict
+from curation.proxies import encode, predict, weights_of
 from curation.rows import MODELS, OUTCOMES
 from curation.specs import Recipe
 from curation.train.fit import fit
 from flows.data import embeddings, encode_items, items_of, load_model, reader_for
+from flows.pretrained import pinned, proxy_spec
 from flows.run import Run
 from flows.score import rows_of, training_seed
 from storage.artifacts import Draft, Lake, Ref
@@ -44,7 +45,7 @@ def train(
         "seed": recipe.seed,
         "round": round,
         "phase": phase,
-        "proxy": recipe.proxy.model_dump(mode="json"),
+        "proxy": proxy_spec(recipe),
         "arms": arms,
     }
     inputs = [r for r in (pool, base, sets, new, vectors) if r is not None]
@@ -55,7 +56,7 @@ def train(
         jobs = {
             f"{arm}-{r:02d}": (
                 str(run.lake.root),
-                recipe,
+                pinned(recipe),
                 str(pool),
                 str(base),
                 str(sets),
@@ -120,7 +121,7 @@ def train_one(
     )
     models = pl.DataFrame([line], schema=MODELS, orient="row")
     write_shard(
-        work, key, {"models": models}, {f"{key}.safetensors": tensors_to_bytes(fitted.model.state_dict())}
+        work, key, {"models": models}, {f"{key}.safetensors": tensors_to_bytes(weights_of(fitted.model))}
     )
 
 
@@ -157,7 +158,7 @@ def evaluate(
         jobs = {
             f"replicate-{r:02d}": (
                 str(run.lake.root),
-                recipe,
+                pinned(recipe),
                 str(pool),
                 str(models),
                 str(scores),

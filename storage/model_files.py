@@ -169,11 +169,16 @@ def available_bytes() -> int:
     return max(0, min(free))
 
 
-def check_fits(name: str, size: ModelSize, available: int) -> None:
-    """`UserError` with both numbers when the float32 weights need more than the `available` bytes."""
-    if size.bytes_fp32 > available:
+def check_fits(name: str, size: ModelSize, available: int, training: bool = False) -> None:
+    """`UserError` with both numbers when the float32 weights need more than the `available` bytes.
+
+    `training`: with their gradients and Adam's two moments, four times as much.
+    """
+    needed = size.bytes_fp32 * (4 if training else 1)
+    if needed > available:
+        what = " with gradients and the optimiser's moments" if training else ""
         raise UserError(
-            f"[proxy] model = {name!r} has {size.parameters:,} parameters: {size.bytes_fp32 / 2**30:.1f} GiB in float32, "
+            f"[proxy] model = {name!r} has {size.parameters:,} parameters: {needed / 2**30:.1f} GiB in float32{what}, "
             f"and {available / 2**30:.1f} GiB of memory are free; nothing was loaded. Name a smaller proxy, "
             "or run on a machine with more memory"
         )

@@ -25,7 +25,7 @@ from storage.model_files import (
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 UNREADABLE = (
     OSError,
@@ -47,6 +47,28 @@ CONVERT_ADAPTER = (
 )
 
 
+def inspect_model(name: str, causal: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """A model's config (an adapter's: its base's) and tokenizer, without loading or fetching its weights.
+
+    `UserError` for all that can be known without them: pickles in a local folder, no tokenizer, no causal model,
+    an adapter without peft.
+    """
+    folder = model_folder(name, weights=False)
+    auto = "AutoModelForCausalLM" if causal else "AutoModel"
+    if (folder / "adapter_config.json").exists():
+        _peft_for(name, folder)
+        config, tokenizer = inspect_model(base_of(folder), causal)
+        if (folder / "tokenizer_config.json").exists():
+            tokenizer = _with_tokenizer(name, folder, config.get_text_config().vocab_size)
+        return config, tokenizer
+    config = read_config(name, folder)
+    if causal:
+        _refuse_other_than_causal(name, config)
+    if folder == Path(name).expanduser():  # of a hub model, the files come with the weights
+        _only_safetensors(name, folder, "model*.safetensors", auto)
+    return config, _with_tokenizer(name, folder, config.get_text_config().vocab_size)
+
+
 def load_causal(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A causal language model in eval mode, float32, on the CPU, and its tokenizer.
 
@@ -58,7 +80,17 @@ def load_causal(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     folder = model_folder(name)
     if (folder / "adapter_config.json").exists():
         return _load_adapted(name, folder)
-    config = read_config(name, folder)
+    _refuse_other_than_causal(name, read_config(name, folder))
+    model, missing = _load(AutoModelForCausalLM, name, folder)
+    if missing:
+        raise UserError(
+            f"[proxy] model = {name!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}); "
+            "nothing was scored. Download it again, or name a complete causal language model"
+        )
+    return model, _with_tokenizer(name, folder, _embedded(model))
+
+
+def _refuse_other_than_causal(name: str, config: PreTrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False) or not architecture_of(config).endswith(
         ("ForCausalLM", "LMHeadModel")
     ):
@@ -66,13 +98,6 @@ def load_causal(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
             f"[proxy] model = {name!r} is a {architecture_of(config) or config.model_type}, not a causal language "
             'model; use kind = "classifier", or name a model that ends in ForCausalLM'
         )
-    model, missing = _load(AutoModelForCausalLM, name, folder)
-    if missing:
-        raise UserError(
-            f"[proxy] model = {name!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}); "
-            "nothing was scored. Download it again, or name a complete causal language model"
-        )
-    return model, _with_tokenizer(name, folder, model)
 
 
 def load_classifier(
@@ -103,7 +128,7 @@ def load_classifier(
             f"[proxy] model = {name!r} lacks {len(body)} weights below its head ({', '.join(body[:3])}); "
             "download it again, or name a complete model"
         )
-    tokenizer = _with_tokenizer(name, folder, model)
+    tokenizer = _with_tokenizer(name, folder, _embedded(model))
     if model.config.pad_token_id is None:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         model.config.pad_token_id = 0 if pad is None else pad
@@ -138,7 +163,7 @@ def load_transformer(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]
-    return model, _with_tokenizer(name, folder, model)
+    return model, _with_tokenizer(name, folder, _embedded(model))
 
 
 def _load(kind: Any, name: str, folder: Path, **more: Any) -> tuple[PreTrainedModel, list[str]]:
@@ -172,9 +197,10 @@ def _load(kind: Any, name: str, folder: Path, **more: Any) -> tuple[PreTrainedMo
     return model.eval(), sorted(missing)
 
 
-def _load_adapted(name: str, folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _peft_for(name: str, folder: Path) -> Any:
+    """The peft library, when this adapter is one that Gradus reads."""
     try:
-        peft: Any = importlib.import_module("peft")
+        peft = importlib.import_module("peft")
     except ImportError as error:
         raise UserError(
             f"[proxy] model = {name!r} is a LoRA adapter, and peft cannot be imported ({error}); "
@@ -185,10 +211,15 @@ def _load_adapted(name: str, folder: Path) -> tuple[nn.Module, PreTrainedTokeniz
         raise UserError(
             f"[proxy] model = {name!r} is an adapter of type {kind}; Gradus reads LORA adapters only"
         )
+    return peft
+
+
+def _load_adapted(name: str, folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    peft = _peft_for(name, folder)
     base_name = base_of(folder)
     base, tokenizer = load_causal(base_name)
     if (folder / "tokenizer_config.json").exists():
-        tokenizer = _with_tokenizer(name, folder, base)
+        tokenizer = _with_tokenizer(name, folder, _embedded(base))
     try:
         return peft.PeftModel.from_pretrained(base, str(folder)).get_base_model().eval(), tokenizer
     except UNREADABLE as error:
@@ -213,7 +244,11 @@ def _only_safetensors(name: str, folder: Path, pattern: str, auto: str) -> None:
     )
 
 
-def _with_tokenizer(name: str, folder: Path, model: nn.Module) -> PreTrainedTokenizerBase:
+def _embedded(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def _with_tokenizer(name: str, folder: Path, embedded: int) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
@@ -224,10 +259,9 @@ def _with_tokenizer(name: str, folder: Path, model: nn.Module) -> PreTrainedToke
             f"({type(error).__name__}: {_short(error)}); put tokenizer.json and "
             "tokenizer_config.json beside its weights"
         ) from error
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > embedded:
         raise UserError(
-            f"[proxy] model = {name!r} embeds {rows} tokens, but its tokenizer has {len(tokenizer)}; "
+            f"[proxy] model = {name!r} embeds {embedded} tokens, but its tokenizer has {len(tokenizer)}; "
             "put the tokenizer that the model was trained with beside its weights"
         )
     return tokenizer

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -50,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows a model (default: 96; quick: 64)")
     parser.add_argument("--rounds", type=int, help="rounds (default: 5; quick: 3)")
     parser.add_argument(
-        "--max-batch-tokens", type=int, default=2048, help="padded tokens of a batch (default: 2048)"
+        "--max-batch-tokens", type=int, help="padded tokens of a batch (default: the engine's for the model)"
     )
     parser.add_argument(
         "--only", help="only competitors whose name contains one of these words, split by commas"
@@ -108,11 +109,17 @@ def work(args: argparse.Namespace, name: str, threads: int, rounds: int, seconds
     from peers.models import make_case
     from peers.rounds import LIMIT, competitors, measure
 
+    from curation.score.gradients import default_batch_tokens
+
     torch.set_num_threads(os.cpu_count() or 1)
     n = args.rows or (64 if args.quick else 96)
     steps = 25 if args.quick else 100
     most = 112 if args.quick else 200
-    case = make_case(name, read_corpus(args.corpus), n, steps, most, args.max_batch_tokens, environment.HOME)
+    case = make_case(
+        name, read_corpus(args.corpus), n, steps, most, args.max_batch_tokens or 0, environment.HOME
+    )
+    if not args.max_batch_tokens:
+        case = replace(case, max_batch_tokens=default_batch_tokens(case.width, "cpu"))
     who = competitors()
     if args.no_peers:
         who = [one for one in who if not one.peer and one.module != "published"]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.pretrained import Pretrained
 from curation.proxies import Reader, encode, make_reader, predict
 from curation.specs import Proxy
+from curation.train import fit as fitting
 from curation.train.fit import batch_order, fit
+from storage.pretrained import load_causal
+from tests.hub_models import tiny_llama, tiny_lora_llama, tiny_qwen2
 from tests.small import SPEC, linear_rows, world_frame
 
 
@@ -78,3 +85,86 @@ def test_the_head_learns_and_rows_without_a_known_label_do_not_move_it() -> None
     untrained = fit(spec.model_copy(update={"learning_rate": 1e-30}), reader, rows, seed=1, steps=5)
     for k, v in unknown.model.state_dict().items():  # weight decay only
         torch.testing.assert_close(v, untrained.model.state_dict()[k], rtol=1e-3, atol=1e-6)
+
+
+def test_training_goes_on_from_a_model_and_leaves_it_as_it_was(small) -> None:
+    reader, rows = small
+    first = fit(SPEC, reader, rows, seed=4, steps=60)
+    before = {k: v.clone() for k, v in first.model.state_dict().items()}
+    further = fit(SPEC, reader, rows, seed=5, steps=2, initial=first.model.requires_grad_(False))
+    assert further.train_nll < 0.7 * fit(SPEC, reader, rows, seed=5, steps=2).train_nll
+    assert all(torch.equal(v, before[k]) for k, v in first.model.state_dict().items())
+    same = fit(SPEC, reader, rows, seed=5, steps=0, initial=first.model)
+    assert all(torch.equal(v, before[k]) for k, v in same.model.state_dict().items())
+    assert same.steps == same.tokens == 0 and np.isnan(same.train_nll) and np.isnan(same.forgetting).all()
+
+
+def test_forgetting_is_counted_before_each_step(small) -> None:
+    reader, rows = small
+    n = len(rows)
+    spec = SPEC.model_copy(update={"batch_rows": n})  # every row in every step
+    untrained = predict(fit(spec, reader, rows, seed=4, steps=0).model, rows)["correct"]
+    once = fit(spec, reader, rows, seed=4, steps=1).forgetting
+    assert np.array_equal(np.isinf(once), ~untrained)
+    found = fit(spec, reader, rows, seed=4, steps=40).forgetting
+    assert found.shape == (n,) and not np.isnan(found).any() and np.isfinite(found).any()
+
+
+def pretrained_reader(spec: Proxy, folder: Path) -> Reader:
+    model = Pretrained(load_causal(str(folder))[1], lambda _: (load_causal(str(folder))[0], ()))
+    return make_reader(spec, pl.DataFrame(), 0, model)
+
+
+LLAMA = Proxy(kind="causal_lm", model="here", max_tokens=24, batch_rows=8, steps=6, chat_template=False)
+
+
+def test_a_tied_language_model_is_fine_tuned_and_rows_without_an_answer_change_nothing(
+    tmp_path: Path,
+) -> None:
+    reader = pretrained_reader(LLAMA, tiny_qwen2(tmp_path))
+    frame = pl.DataFrame({"prompt": ["the mill"] * 8, "response": [f"{i} bridges" for i in range(8)]})
+    rows = encode(reader, frame)
+    fitted = fit(LLAMA.model_copy(update={"learning_rate": 1e-2}), reader, rows, seed=1, steps=30)
+    start = fit(LLAMA, reader, rows, seed=1, steps=0)
+    assert predict(fitted.model, rows)["nll"].mean() < 0.5 * predict(start.model, rows)["nll"].mean()
+    model = fitted.model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[operator]
+    some = encode(
+        reader,
+        frame.with_columns(response=pl.when(pl.int_range(8) < 4).then("response").otherwise(pl.lit(""))),
+    )
+    spec = LLAMA.model_copy(update={"batch_rows": 4})
+    nothing = fit(spec, reader, some.take([4, 5, 6, 7]), seed=1, steps=3)
+    assert nothing.train_nll == 0 and not nothing.forgetting[np.isfinite(nothing.forgetting)].any()
+    mixed = fit(LLAMA, reader, some, seed=1, steps=3)
+    assert np.isfinite(mixed.train_nll)
+    assert all(torch.isfinite(v).all() for v in mixed.model.state_dict().values())
+    found = predict(mixed.model, some)
+    assert not found["correct"][4:].any() and found["p_correct"][4:].tolist() == [0] * 4
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = pretrained_reader(LLAMA, tiny_llama(tmp_path))
+    frame = pl.DataFrame(
+        {"prompt": ["a" * i for i in range(1, 9)], "response": ["the mill " * i for i in range(8)]}
+    )
+    rows = encode(reader, frame)
+    whole = fit(LLAMA, reader, rows, seed=1, steps=4)
+    monkeypatch.setattr(fitting, "PART_TOKENS", 30)
+    parts = fit(LLAMA, reader, rows, seed=1, steps=4)
+    assert parts.train_nll == pytest.approx(whole.train_nll, rel=1e-6)
+    assert np.array_equal(parts.forgetting, whole.forgetting)
+    for k, v in parts.model.state_dict().items():
+        torch.testing.assert_close(v, whole.model.state_dict()[k], rtol=1e-3, atol=1e-4)
+
+
+def test_only_the_adapter_of_a_model_with_lora_layers_is_trained(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    reader = pretrained_reader(LLAMA, tiny_lora_llama(tmp_path))
+    rows = encode(reader, pl.DataFrame({"prompt": ["the mill"] * 8, "response": ["under the bridge"] * 8}))
+    before = fit(LLAMA, reader, rows, seed=1, steps=0).model.state_dict()
+    after = fit(LLAMA, reader, rows, seed=1, steps=3).model.state_dict()
+    moved = {k for k, v in after.items() if not torch.equal(v, before[k])}
+    assert moved and moved == {k for k in before if ".lora_" in k}

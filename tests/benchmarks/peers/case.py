@@ -43,6 +43,12 @@ class Case:
         return sum(self.model.get_submodule(name).weight.numel() for name in self.layers)
 
     @property
+    def width(self) -> int:
+        """Entries of a token's hidden state."""
+        first = self.model.get_submodule(self.layers[0])
+        return first.in_features if isinstance(first, nn.Linear) else first.weight.shape[0]
+
+    @property
     def tokens(self) -> int:
         """Tokens of all rows, padding left out."""
         return int(self.rows.lengths().sum())

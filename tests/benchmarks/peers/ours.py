@@ -9,15 +9,13 @@ from curation.score.gradients import Sketch, row_gradients
 FEATURE_BYTES = 2  # float16 at rest
 
 
-def prepare(case: Case, precision: str = "fp32", compiled: bool = False, d: int = 1024) -> Run:
+def prepare(case: Case, precision: str = "fp32", d: int = 1024) -> Run:
     """Features of `d` numbers at the engine's own defaults."""
     model = case.copy()
     sketch = Sketch(d=d, seed=0, parameters="hidden", precision=precision)
 
-    also = {"compile": True} if compiled else {}
-
     def run() -> Outcome:
-        found = row_gradients(model, case.rows, sketch, max_batch_tokens=case.max_batch_tokens, **also)
+        found = row_gradients(model, case.rows, sketch, max_batch_tokens=case.max_batch_tokens)
         return Outcome(found.feature, FEATURE_BYTES * d)
 
     return run

@@ -42,10 +42,7 @@ def competitors() -> list[Competitor]:
     found = [Competitor(LIMIT, "limit", peer=False)]
     precisions = ("fp32", "bf16") if native_bf16() else ("fp32",)
     for precision in precisions:
-        for compiled in (False, True):
-            name = f"ours {precision}{' compiled' if compiled else ''}"
-            settings = {"precision": precision, "compiled": compiled}
-            found.append(Competitor(name, "ours", settings, precision, peer=False))
+        found.append(Competitor(f"ours {precision}", "ours", {"precision": precision}, precision, peer=False))
     for precision in precisions:
         settings = {"precision": precision}
         found.append(Competitor(f"bergson {precision}, p = 16", "bergson", settings, precision))
@@ -83,7 +80,7 @@ def measure(
 
 
 def _warm(case: Case, who: Sequence[Competitor]) -> tuple[list[dict], dict[str, Run], dict[str, np.ndarray]]:
-    """A first call of each (memory is measured in a second one where the first compiles) and its features."""
+    """A first call of each, with its memory and its features."""
     found: list[dict] = []
     runs: dict[str, Run] = {}
     features: dict[str, np.ndarray] = {}
@@ -97,13 +94,9 @@ def _warm(case: Case, who: Sequence[Competitor]) -> tuple[list[dict], dict[str, 
         }
         found.append(row)
         print(f"  {case.name}: {one.name} ...", flush=True)
-        begun = time.perf_counter()
         try:
             run = importlib.import_module(f"peers.{one.module}").prepare(case, **one.settings)
             peak, outcome = peak_of(run)
-            if one.settings.get("compiled"):
-                row["first_seconds"] = time.perf_counter() - begun
-                peak, outcome = peak_of(run)
         except Exception as error:  # a competitor that fails is a line of the table
             row["fails"] = (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
