@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, only: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(n, T) int64 -> (n, T, width); with `only` = (row, position) the last block's (m, width) of just those."""
-        h = self.token(ids) + self.position.weight[: ids.shape[1]]
+        h = self.token(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
         for i, block in enumerate(self.blocks):
             h = block(h, only if i == len(self.blocks) - 1 else None)
         return self.norm(h)

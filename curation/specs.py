@@ -176,6 +176,10 @@ class Proxy(Spec):
         default="hidden",
         description="whose gradients: hidden (linear layers below the output head), all, lora, or a list of linear, head, embeddings, norms, biases, lora",
     )
+    scaling: Literal["none", "module"] = Field(
+        default="none",
+        description="module: each matrix's gradient is divided by its root mean square length over 256 rows of the base, so that none outweighs the others",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="bf16: the layers' products in bfloat16, sums in float32; faster where the processor has it, other bits",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,10 +16,11 @@ import torch
 from curation.logdet import unit_rows
 from curation.proxies import encode
 from curation.rows import features_schema
-from curation.score.gradients import VERSION, RowGradients, Sketch, row_gradients, sketch_of
+from curation.score.gradients import VERSION, RowGradients, Sketch, row_gradients
 from curation.specs import Recipe
 from flows.data import embeddings, kept_rows, model_from_bytes, reader_for
 from storage.artifacts import Lake, Ref, fingerprint
+from storage.layout import canonical_json
 from storage.shards import read_shard_file, write_shard
 
 
@@ -26,6 +29,19 @@ def proxy_name(weights: bytes, sketch: Sketch, tokens: dict) -> str:
     digest = hashlib.blake2b(weights, digest_size=16).hexdigest()
     spec = {"weights": digest, "sketch": repr(sketch), "tokens": tokens}
     return "scorer-" + fingerprint("proxy", VERSION, spec, [])
+
+
+def sketch_to_bytes(sketch: Sketch) -> bytes:
+    """The sketch as JSON, to lie beside the scorer that it was made for."""
+    return canonical_json(asdict(sketch)).encode()
+
+
+def sketch_from_bytes(data: bytes) -> Sketch:
+    """The sketch that `sketch_to_bytes` wrote."""
+    found = json.loads(data)
+    kinds = found["parameters"]
+    found["parameters"] = kinds if isinstance(kinds, str) else tuple(kinds)
+    return Sketch(**found | {"scales": tuple((name, factor) for name, factor in found["scales"])})
 
 
 def rows_to_score(lake: Lake, recipe: Recipe, pool: Ref, base: Ref, unit: int) -> pl.DataFrame:
@@ -73,7 +89,8 @@ def _scorer(work: str, unit: int, root: str, recipe_json: str, pool: str, emb: s
     vectors = embeddings(lake, Ref.parse(emb) if emb else None)
     reader = reader_for(lake, recipe, Ref.parse(pool), unit, vectors)
     data = read_shard_file(Path(work), f"scorer-{unit:02d}", f"scorer-{unit:02d}.safetensors")
-    return reader, vectors, model_from_bytes(recipe, reader, data).to(device_of_worker())
+    sketch = sketch_from_bytes(read_shard_file(Path(work), f"scorer-{unit:02d}", f"scorer-{unit:02d}.json"))
+    return reader, vectors, model_from_bytes(recipe, reader, data).to(device_of_worker()), sketch
 
 
 def feature_shard(
@@ -90,14 +107,12 @@ def feature_shard(
 ) -> None:
     """Worker: features, losses and norms of one shard's rows."""
     lake = Lake(root, create=False)
-    reader, vectors, model = _scorer(str(work), unit, root, recipe.model_dump_json(), pool, emb)
+    reader, vectors, model, sketch = _scorer(str(work), unit, root, recipe.model_dump_json(), pool, emb)
     source = base if recipe.decide.work == "grow" else pool
     wanted = pl.DataFrame({"row_id": ids}, schema={"row_id": pl.String})
     found = lake.scan(Ref.parse(source), "rows").join(wanted.lazy(), on="row_id", how="semi").collect()
     rows = wanted.join(found, on="row_id", how="left", maintain_order="left")
-    gradients = row_gradients(
-        model, encode(reader, rows, vectors), sketch_of(recipe.proxy, recipe.seed), say=print
-    )
+    gradients = row_gradients(model, encode(reader, rows, vectors), sketch, say=print)
     write_shard(work, key, {"features": feature_frame(ids, proxy, gradients)})
 
 

@@ -15,6 +15,7 @@ from curation.score.difficulty import holdout_folds, ifd, out_of_fold, rho
 from curation.score.diversity import diversity, diversity_of, moments_of
 from curation.score.gradients import row_gradients, sketch_of
 from curation.score.regions import map_regions
+from curation.score.scales import module_scales
 from curation.specs import Recipe
 from curation.train.fit import fit
 from flows.data import (
@@ -27,7 +28,14 @@ from flows.data import (
     steer_items,
     units,
 )
-from flows.features import cut_shards, feature_shard, proxy_name, rows_to_score
+from flows.features import (
+    cut_shards,
+    feature_shard,
+    proxy_name,
+    rows_to_score,
+    sketch_from_bytes,
+    sketch_to_bytes,
+)
 from flows.pretrained import pinned, proxy_spec, tokens_spec
 from flows.run import Run, scoring_devices
 from flows.scorers import (
@@ -124,9 +132,16 @@ def scorer_unit(
     rows = lake.read(Ref.parse(base), "rows").filter(pl.col("world") == unit).sort("row_id")
     steps = recipe.proxy.steps if recipe.proxy.scorer_steps is None else recipe.proxy.scorer_steps
     seed = training_seed(recipe, round, "confirm", unit)
-    fitted = fit(recipe.proxy, reader, encode(reader, rows, vectors), seed, steps)
+    encoded = encode(reader, rows, vectors)
+    fitted = fit(recipe.proxy, reader, encoded, seed, steps)
     data = tensors_to_bytes(weights_of(fitted.model))
-    name = proxy_name(data, sketch_of(recipe.proxy, recipe.seed), tokens_spec(recipe))
+    sketch = sketch_of(recipe.proxy, recipe.seed)
+    if recipe.proxy.scaling == "module":  # row ids are hashes, so the first rows are any rows
+        scales = module_scales(
+            fitted.model.requires_grad_(False), encoded.take(np.arange(min(256, len(rows)))), sketch
+        )
+        sketch = sketch_of(recipe.proxy, recipe.seed, scales)
+    name = proxy_name(data, sketch, tokens_spec(recipe))
     line = (
         name,
         "scorer",
@@ -148,7 +163,8 @@ def scorer_unit(
         "models": pl.DataFrame([line], schema=MODELS, orient="row"),
         "scores": score_frame(rows["row_id"].to_list(), name, columns),
     }
-    write_shard(work, key, tables, {f"{key}.safetensors": data})
+    files = {f"{key}.safetensors": data, f"{key}.json": sketch_to_bytes(sketch)}
+    write_shard(work, key, tables, files)
 
 
 def _holdout_nll(
@@ -200,7 +216,8 @@ def score_unit(
     data = read_shard_file(work, f"scorer-{unit:02d}", f"scorer-{unit:02d}.safetensors")
     model = model_from_bytes(recipe, reader, data)
     items = steer_items(lake, pool_ref, round, unit).frame
-    steer = row_gradients(model, encode_items(reader, items, vectors), sketch_of(recipe.proxy, recipe.seed))
+    sketch = sketch_from_bytes(read_shard_file(work, f"scorer-{unit:02d}", f"scorer-{unit:02d}.json"))
+    steer = row_gradients(model, encode_items(reader, items, vectors), sketch)
     texts = [text_of(p, r) for p, r in rows.select("prompt", "response").iter_rows()]
     before = [
         lake.scan(Ref.parse(e), "regions")

@@ -14,13 +14,13 @@ from curation.ingest.decontaminate import decontaminate
 from curation.proxies import encode
 from curation.randomness import key_of
 from curation.rows import ROWS, SELECTIONS, row_id
-from curation.score.gradients import row_gradients, sketch_of
+from curation.score.gradients import row_gradients
 from curation.specs import Recipe
 from curation.synthesize.generate import embedded_candidates
 from curation.synthesize.plan import parent_weights
 from curation.synthesize.recombine import find_exchanges, generate
 from flows.data import load_model, reader_for
-from flows.features import feature_frame
+from flows.features import feature_frame, sketch_from_bytes
 from flows.pretrained import pinned
 from flows.replicates import base_of, round_half, share_of, universe, world_of
 from flows.run import Run
@@ -114,7 +114,8 @@ def synthesize_replicate(
     _refuse_few(recipe, round, phase, int((plans == "untargeted").sum()), counts, len(ledger))
     reader = reader_for(lake, recipe, pool_ref, world, None)
     model = load_model(lake, recipe, reader, score_ref, f"scorer-{world:02d}.safetensors")
-    found = row_gradients(model, encode(reader, clean), sketch_of(recipe.proxy, recipe.seed))
+    sketch = sketch_from_bytes(lake.read_file(score_ref, f"scorer-{world:02d}.json"))
+    found = row_gradients(model, encode(reader, clean), sketch)
     proxy = lake.read(score_ref, "models").filter(pl.col("replicate") == world)["model"][0]
     ids = clean["row_id"].to_list()
     drawn = pl.DataFrame(

@@ -43,7 +43,7 @@ def exact_row_gradients(
 
     names = counted_parameters(model, parameters)
     everything = dict(model.named_parameters())
-    chosen = {f"inner.{name}": everything[name] for name in names}
+    chosen: dict[str, Tensor] = {f"inner.{name}": everything[name] for name in names}
     whole = _RowLoss(model)
 
     def loss(weights: dict[str, Tensor], one: Encoded) -> Tensor:

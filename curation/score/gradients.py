@@ -10,10 +10,9 @@ no row sees another (loss: mean over the row's own answers).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +21,15 @@ from torch import Tensor, nn
 from curation.encoded import EmbeddedRows, Encoded, TokenRows, to_device
 from curation.errors import UserError
 from curation.losses import LogitForm, answer_losses
-from curation.proxies import batches, by_row, form_of, output_layer, readout
-from curation.score.layers import chosen_modules, find_layout, kinds_of
+from curation.proxies import RowLosses, batches, by_row, form_of, output_layer, readout
+from curation.score.layers import apart, chosen_modules, find_layout, kinds_of
 from curation.score.taps import Tape
 from curation.specs import Proxy
 
 VERSION = "virtual_v1"
 TOLERANCE = {
     "fp32": 1e-5,
-    "bf16": 2e-2,
+    "bf16": 1e-1,
 }  # relative: a row against itself in any other batch, padding or order
 BATCH_FLOATS = {
     "cpu": 400_000,
@@ -44,14 +43,16 @@ class Sketch:
     """How gradients become features: everything that changes their numbers, and nothing else.
 
     `parameters`: hidden, all, lora, or a tuple of kinds (linear, head, embeddings, norms, biases, lora).
+    `scales`: (parameter, factor) of its gradient, of `curation.score.scales`; none: modules as they weigh.
     `precision`: fp32, or bf16 for the linear layers' products and the folded pairs (sums stay float32).
     """
 
     d: int = 1024
-    fold_width: int = 256
+    fold_width: int = 192
     seed: int = 0
     parameters: str | tuple[str, ...] = "hidden"
     precision: str = "fp32"
+    scales: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def row_gradients(
     """Gradient features of every row, the same for any batching, order and padding, on the model's device.
 
     `scales`: parameter name -> (output side, input side) factors of its gradient, numbers or (n_out,), (n_in,):
-    per-module scaling, Adam's preconditioner. Running out of memory halves the token budget, and is said.
+    per-module scaling, Adam's preconditioner; of a vector the first counts. Running out of memory halves the token budget, and is said.
     """
     n = len(rows)
     out = RowGradients(np.zeros((n, sketch.d), np.float32), *(np.zeros(n) for _ in range(5)))
@@ -126,9 +127,9 @@ def default_batch_tokens(width: int, device_type: str) -> int:
     )
 
 
-def sketch_of(spec: Proxy, seed: int) -> Sketch:
+def sketch_of(spec: Proxy, seed: int, scales: tuple[tuple[str, float], ...] = ()) -> Sketch:
     """The sketch that a recipe's proxy asks for."""
-    return Sketch(spec.feature_dimensions, spec.fold_width, seed, spec.parameters, spec.precision)
+    return Sketch(spec.feature_dimensions, spec.fold_width, seed, spec.parameters, spec.precision, scales)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -137,11 +138,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def engine(model: nn.Module, rows: Encoded, sketch: Sketch, scales: Scales | None = None) -> Iterator[Tape]:
-    """The model with its chosen layers tapped, frozen and in eval mode; as it was before on leaving."""
+def engine(
+    model: nn.Module, rows: Encoded, sketch: Sketch, scales: Scales | None = None, alone: bool = False
+) -> Generator[Tape]:
+    """The model with its chosen layers tapped, frozen and in eval mode; as it was before on leaving.
+
+    `alone`: layers that read one input are not joined, as when each has a scale of its own.
+    """
+    scales = {name: (factor, 1.0) for name, factor in sketch.scales} | (scales or {})
     kinds = kinds_of(sketch.parameters)
     device = next(model.parameters()).device
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for p in wanted:
@@ -152,31 +159,38 @@ def engine(model: nn.Module, rows: Encoded, sketch: Sketch, scales: Scales | Non
         form = form_of(model) if head is not None else LogitForm()
         one = to_device(rows.take([int(np.argmax(rows.lengths() > 0))]), device)
         layers = find_layout(model, matrices, lambda: readout(model, one, form))
-        tape = Tape(model, head, layers, matrices, vectors, kinds, sketch, scales or {}, device)
+        if scales or alone:
+            layers = apart(layers)
+        tape = Tape(model, head, layers, matrices, vectors, kinds, sketch, scales, device)
         tape.form = form
         try:
             yield tape
         finally:
             tape.close()
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
         for p in wanted:
             p.requires_grad_(True)
 
 
-def _one_batch(model: nn.Module, part: Encoded, index: np.ndarray, tape: Tape, out: RowGradients) -> None:
-    n = len(part)
+def run_batch(model: nn.Module, part: Encoded, tape: Tape) -> RowLosses:
+    """One forward and one backward over a batch: the losses of its rows; their folded gradients are on the tape."""
     tape.begin(part)
     with torch.enable_grad():
         found = readout(model, part, tape.form)
-    count = torch.bincount(found.row, minlength=n)
+    count = torch.bincount(found.row, minlength=len(part))
     weight = (1.0 / count.clamp(min=1))[found.row]
     losses, back = answer_losses(found, weight, tape.head_error(found), tape.head_weight)
-    if found.states.requires_grad and len(found.states):
-        torch.autograd.grad(found.states, tape.anchor, back.to(found.states.dtype), allow_unused=True)  # type: ignore[union-attr]
+    if back is not None and found.states.requires_grad and len(found.states):
+        torch.autograd.grad(found.states, tape.anchor, back.to(found.states.dtype), allow_unused=True)
+    return by_row(model, found, losses, len(part))
+
+
+def _one_batch(model: nn.Module, part: Encoded, index: np.ndarray, tape: Tape, out: RowGradients) -> None:
+    losses = run_batch(model, part, tape)
     feature, norm = tape.features()
     out.feature[index] = feature.cpu().numpy()
     out.norm[index] = norm.double().cpu().numpy()
-    per_row: Any = by_row(model, found, losses, n)
     for name in ("nll", "el2n", "correct", "n_tokens"):
-        getattr(out, name)[index] = getattr(per_row, name).detach().double().cpu().numpy()
+        getattr(out, name)[index] = getattr(losses, name).detach().double().cpu().numpy()

@@ -8,7 +8,7 @@ fold, each member beginning where the one before it ended.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -113,7 +113,9 @@ def chosen_modules(
                 vectors[name] = module
         elif isinstance(module, nn.Embedding) and "embeddings" in kinds:
             matrices[name] = module
-        elif is_norm(module) and {"norms", "biases"} & set(kinds):
+        elif is_norm(module) and (
+            "norms" in kinds or ("biases" in kinds and getattr(module, "bias", None) is not None)
+        ):
             vectors[name] = module
     if not matrices and not vectors:
         raise UserError(
@@ -136,7 +138,7 @@ def find_layout(
             n_out, n_in = sides(module)
             call = Call(name, names[id(module.weight)], n_out)
             for given, layer in seen:
-                if given is args[0] and not isinstance(module, nn.Embedding):
+                if not isinstance(module, nn.Embedding) and given is args[0]:
                     call.offset = layer.n_out
                     layer.calls.append(call)
                     return
@@ -154,6 +156,13 @@ def find_layout(
         for handle in handles:
             handle.remove()
     return tuple(layers)
+
+
+def apart(layers: tuple[VirtualLayer, ...]) -> tuple[VirtualLayer, ...]:
+    """The same calls, each a virtual layer of its own: where layers that read one input scale it differently."""
+    return tuple(
+        VirtualLayer(layer.n_in, [replace(call, offset=0)]) for layer in layers for call in layer.calls
+    )
 
 
 def sides(module: nn.Module) -> tuple[int, int]:

@@ -14,7 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from curation.encoded import Encoded, TokenRows
 from curation.losses import LogitForm, Readout, linear
@@ -88,6 +91,7 @@ class Tape:
         self.names = parameter_names(model)
         self.pairs: dict[tuple[int, int], Pairs] = {}
         self.spots: dict[str, list[Spot]] = {}
+        self._parameter_of = {call.module: call.parameter for layer in layers for call in layer.calls}
         self.calls: dict[str, int] = {}
         self.written: set[tuple[int, int, str]] = set()
         self.vector_flattenings: dict[str, Flattening] = {}
@@ -106,8 +110,12 @@ class Tape:
         )
         self.head = head
         self.width = layers[0].n_in if layers else 1024
-        self.patched: list[nn.Module] = []
-        self._patch(model, head, matrices, vectors)
+        self.patched: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+        try:
+            self._patch(model, head, matrices, vectors)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def product_bytes(self) -> int:
@@ -123,10 +131,13 @@ class Tape:
             self.pairs[r_out, r_in] = Pairs(r_in, r_out, flattening, self.dtype)
         return self.pairs[r_out, r_in]
 
-    def _signs(self, name: str, side: int, size: int) -> Tensor:
+    def _scaled(self, x: Tensor, name: str, side: int) -> Tensor:
         factor = self.scales.get(name, (1.0, 1.0))[side]
+        return x * (factor.to(self.device) if isinstance(factor, Tensor) else factor)
+
+    def _signs(self, name: str, side: int, size: int) -> Tensor:
         drawn = signs(self.sketch.seed, f"{name}/{'out' if side == 0 else 'in'}", size).to(self.device)
-        return (drawn * (factor.to(self.device) if isinstance(factor, Tensor) else factor)).to(self.dtype)
+        return self._scaled(drawn, name, side).to(self.dtype)
 
     def _side_by_side(self, name: str, n_out: int, n_in: int) -> Spot:
         pairs = self._pairs_of(n_out, n_in)
@@ -150,6 +161,11 @@ class Tape:
             )
             self.spots.setdefault(call.module, []).append(spot)
         pairs.count += 1
+
+    def places(self) -> list[tuple[str, Spot]]:
+        """(parameter, where it writes) of every matrix that counts."""
+        found = [(self._parameter_of[module], spot) for module, spots in self.spots.items() for spot in spots]
+        return found + ([(self.head_name, self.head_spot)] if self.head_spot is not None else [])
 
     # -- the batch in hand ---------------------------------------------------------------------------------------
 
@@ -195,7 +211,8 @@ class Tape:
             g = pairs.product()
             square += torch.linalg.vector_norm(g, dim=1) ** 2
             pairs.flattening.add(out, g)
-        for name, vector in self.vector_sums.items():
+        for name, total in self.vector_sums.items():
+            vector = self._scaled(total, name, 0)
             square += torch.linalg.vector_norm(vector, dim=1) ** 2
             self.vector_flattenings[name].add(out, vector)
         return out, square.sqrt()
@@ -291,13 +308,15 @@ class Tape:
             self.vector_flattenings[key] = Flattening(seed, key, head.bias.numel(), d, self.device)  # type: ignore[union-attr,operator]
 
     def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.patched.append((module, module.__dict__.get("forward")))
         module.forward = forward
-        self.patched.append(module)
 
     def close(self) -> None:
         """The model as it was."""
-        for module in self.patched:
+        for module, forward in self.patched:
             del module.forward
+            if forward is not None:
+                module.forward = forward
         self.release()
 
 
@@ -367,12 +386,22 @@ class _Listen(torch.autograd.Function):
         return e, None, None
 
 
+class _Lookup(TorchFunctionMode):
+    """Remembers the ids that an embedding looked up: not all kinds are called with them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.embedding:
+            self.ids: Tensor = args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _run_embedding(
-    tape: Tape, name: str, module: nn.Module, forward: Callable[[Tensor], Tensor], ids: Tensor
+    tape: Tape, name: str, module: nn.Embedding, forward: Callable[..., Tensor], *args: Any, **more: Any
 ) -> Tensor:
-    if ids.ndim == 1:
-        ids = ids[None]
-    ids = ids.expand(tape.n, -1)  # positions are shared by all rows; each row has its own gradient
+    with _Lookup() as lookup:
+        out = forward(*args, **more)
+    # Positions are shared by all rows; each row has its own gradient.
+    ids, out = lookup.ids.expand(tape.n, -1), out.expand(tape.n, -1, -1)
     spot = tape.spots[name][tape.calls.get(name, 0)]
     tape.calls[name] = tape.calls.get(name, 0) + 1
 
@@ -382,27 +411,26 @@ def _run_embedding(
         target = spot.pairs.e[:, spot.place]
         target.zero_()
         bucket = (ids % spot.pairs.r_out)[..., None]
-        target[:, : ids.shape[1]].scatter_(2, bucket, spot.sign_out[ids][..., None].to(target.dtype))
+        sign = spot.sign_out[ids]
+        if module.padding_idx is not None:
+            sign = sign * (ids != module.padding_idx)
+        target[:, : ids.shape[1]].scatter_(2, bucket, sign[..., None].to(target.dtype))
         tape.written.add((id(spot.pairs), spot.place, "e"))
 
-    return _Listen.apply(forward(ids), tape.anchor, hear)  # type: ignore[return-value]
+    return _Listen.apply(out, tape.anchor, hear)  # type: ignore[return-value]
 
 
 def _run_norm(
     tape: Tape, module: nn.Module, bare: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     """The norm's output; its weight's gradient is sum of e times what the weight multiplies, whatever its form."""
-    weight, bias = module.weight, getattr(module, "bias", None)
+    weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
     bare.__dict__.pop("forward", None)
     with torch.no_grad():
-        ends = []
-        for value in (1.0, 0.0):
-            bare._parameters = {
-                **module._parameters,
-                "weight": nn.Parameter(torch.full_like(weight, value), False),
-            }  # type: ignore[arg-type]
-            ends.append(bare(x))
-        slope = ends[0] - ends[1]
+        one, zero = (
+            functional_call(bare, {"weight": torch.full_like(weight, value)}, (x,)) for value in (1.0, 0.0)
+        )
+        slope = one - zero
 
     def hear(e: Tensor) -> None:
         if "norms" in tape.kinds:

@@ -16,13 +16,12 @@ from curation.proxies import (
     build_model,
     encode,
     frozen_copy,
-    layers_of,
     make_reader,
     predict,
     row_losses,
     token_counts,
 )
-from curation.score.gradients import row_gradients
+from curation.score.gradients import Sketch, row_gradients
 from curation.specs import Proxy
 from tests.small import SPEC, Linear, linear_rows, world_frame
 
@@ -77,7 +76,7 @@ def test_a_label_that_the_head_does_not_know_is_wrong_and_teaches_nothing() -> N
     gradients = torch.autograd.grad(row_losses(model, rows.take([1, 2])).nll.sum(), model.parameters())
     assert all(not g.any() for g in gradients)
     frozen = model.eval().requires_grad_(False)
-    norms = row_gradients(frozen, layers_of(frozen, "all"), rows, 64, 256, 1).norm
+    norms = row_gradients(frozen, rows, Sketch(64, 256, 1, "all")).norm
     assert (norms > 0).tolist() == [True, False, False]
 
 
@@ -96,8 +95,7 @@ def test_an_unknown_word_of_a_response_is_never_right() -> None:
     found = predict(model, rows)
     assert not found["correct"][0]
     assert found["p_correct"][0] == 0
-    layers = layers_of(model, "hidden")
-    assert row_gradients(model, layers, rows, 64, 256, 1).correct[0] == 0
+    assert row_gradients(model, rows, Sketch(64, 256, 1)).correct[0] == 0
 
 
 def test_outcomes_of_a_known_softmax() -> None:
@@ -132,14 +130,9 @@ def test_batches_cover_the_rows_once_within_the_budget(n: int, most: int) -> Non
     assert list(batches(rows.take([]), most)) == []
 
 
-def test_layers_of_the_proxies_and_a_frozen_copy() -> None:
-    frame = world_frame(20)
-    reader = make_reader(SPEC, frame)
+def test_a_frozen_copy() -> None:
+    reader = make_reader(SPEC, world_frame(20))
     model = build_model(SPEC, reader, 2)
-    hidden = [f"blocks.{b}.{m}" for b in (0, 1) for m in ("qkv", "out", "up", "down")]
-    assert list(layers_of(model, "hidden")) == hidden
-    assert list(layers_of(model, "all")) == [*hidden, "head"]
-    assert list(layers_of(build_model(HEAD, head_rows([])[0], 1), "hidden")) == ["up", "head"]
     copy = frozen_copy(build_model(SPEC, reader, 3), model.state_dict())
     assert not copy.training
     assert all(

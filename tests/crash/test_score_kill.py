@@ -22,7 +22,9 @@ def recipe_in_small_shards(folder: Path, **fields: object) -> Path:
 def feature_files(lake: Path) -> dict[str, int]:
     """Shard key -> inode of the feature shards, in drafts and artifacts of the score stage."""
     found = {p.parent.name: p.stat().st_ino for p in lake.glob("**/shards/rows-*/features.parquet")}
-    return found | {p.stem: p.stat().st_ino for p in (lake / "artifacts" / "score").glob("**/features/*.parquet")}
+    return found | {
+        p.stem: p.stat().st_ino for p in (lake / "artifacts" / "score").glob("**/features/*.parquet")
+    }
 
 
 def test_only_unfinished_shards_are_computed_after_a_kill(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from curation.decoder import Decoder, initialise
 from curation.encoded import TokenRows
-from curation.proxies import layers_of, row_losses
-from curation.score.gradients import TOLERANCE_FP32, exact_row_gradients, row_gradients
+from curation.proxies import row_losses
+from curation.score.exact import exact_row_gradients
+from curation.score.gradients import TOLERANCE, Sketch, row_gradients
 from tests.small import linear_gradients
 
 
@@ -76,36 +77,32 @@ def test_the_gathered_path_is_the_full_forward_with_the_prompt_masked() -> None:
 
 def test_labels_of_the_prompt_do_not_count_and_those_of_the_answer_do() -> None:
     model = decoder()
-    layers = layers_of(model, "hidden")
     prompt, answer = [5, 6, 7, 1], [8, 9, 2]
-    base = exact_row_gradients(model, layers, rows((prompt, answer)))
+    base = exact_row_gradients(model, rows((prompt, answer)))
     # the last answer token is read by nobody, so changing it changes only a label
-    other = exact_row_gradients(model, layers, rows((prompt, [8, 9, 3])))
+    other = exact_row_gradients(model, rows((prompt, [8, 9, 3])))
     assert np.abs(base - other).max() > 1e-4
     # the same text with more of it masked: those labels, and nothing else, leave the loss
     with_prompt = rows((prompt, answer))
     with_prompt.target[0, 1:4] = True
     assert row_losses(model, with_prompt).n_tokens.tolist() == [6]
-    assert np.abs(base - exact_row_gradients(model, layers, with_prompt)).max() > 1e-4
+    assert np.abs(base - exact_row_gradients(model, with_prompt)).max() > 1e-4
     assert row_losses(model, rows((prompt, answer))).n_tokens.tolist() == [3]
 
 
 def test_padding_changes_nothing() -> None:
     model = decoder()
-    layers = layers_of(model, "all")
     short, long = ([5, 1], [4, 2]), ([4, 4, 9, 10, 11, 1], [12, 13, 14, 2])
-    alone = row_gradients(model, layers, rows(short, width=4), 128, 256, 7)
-    padded = row_gradients(model, layers, rows(short, long), 128, 256, 7)
+    alone = row_gradients(model, rows(short, width=4), Sketch(128, 256, 7, "all"))
+    padded = row_gradients(model, rows(short, long), Sketch(128, 256, 7, "all"))
     scale = np.linalg.norm(alone.feature[0])
     assert np.abs(alone.feature[0] - padded.feature[0]).max() < 1e-5 * max(scale, 1)
-    assert np.linalg.norm(alone.feature[0] - padded.feature[0]) < TOLERANCE_FP32 * scale
+    assert np.linalg.norm(alone.feature[0] - padded.feature[0]) < TOLERANCE["fp32"] * scale
     np.testing.assert_allclose(alone.nll[0], padded.nll[0], rtol=1e-5)
 
 
 def test_length_only_rescales_a_repeated_mean() -> None:
     model = decoder()
-    found = row_gradients(
-        model, layers_of(model, "hidden"), rows(([5, 1], [4, 2]), ([5, 1], [4, 2])), 64, 256, 7
-    )
+    found = row_gradients(model, rows(([5, 1], [4, 2]), ([5, 1], [4, 2])), Sketch(64, 256, 7))
     np.testing.assert_allclose(found.feature[0], found.feature[1], rtol=1e-5, atol=1e-7)
     assert found.n_tokens.tolist() == [2, 2]
