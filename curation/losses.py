@@ -109,7 +109,8 @@ def _one_chunk(
     if head is None or matrix is None:
         raw = states.float()
     else:
-        bias = None if head.bias is None else head.bias.to(matrix.dtype)
+        found_bias = getattr(head, "bias", None)
+        bias = None if found_bias is None else found_bias.to(matrix.dtype)
         raw = linear(states.to(matrix.dtype), matrix, bias).float()
     logits = out.form(raw)
     # e = exp(logit - top) without the answer's own: p, 1 - p and the loss keep their digits in confident rows,

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.errors import GradusError, TransientError, UserError
-from flows.terminal import print_frame, progress, safe, say, terminal_lines
+from curation.errors import GradusError, TransientError
+from flows.terminal import pairs, print_frame, progress, safe, say, terminal_lines
 
 app = typer.Typer(
     add_completion=False,
@@ -27,17 +27,6 @@ Replaced = Annotated[
     list[str] | None, typer.Option(help="NAME=PATH: a local file in place of the recipe's; may be repeated")
 ]
 DEMO = Path(__file__).with_name("demo.toml")
-
-
-def pairs(kind: str, given: list[str] | None) -> dict[str, str]:
-    """`NAME=PATH` options as a dict."""
-    out = {}
-    for entry in given or []:
-        name, sep, path = entry.partition("=")
-        if not sep or not name or not path:
-            raise UserError(f"--{kind} {entry!r}: write --{kind} NAME=PATH")
-        out[name] = path
-    return out
 
 
 def _run_of(

@@ -140,7 +140,8 @@ def speed(run: Any, proxy: Proxy, seconds: float) -> tuple[Finding, float, float
     import torch
 
     from flows.estimate import resident_bytes, scoring
-    from flows.pace import Lengths, measure, peak_bytes, seconds_of, shards_of, subject_of
+    from flows.pace import measure, peak_bytes, seconds_of, shards_of
+    from flows.subject import Lengths, subject_of
 
     if run is not None:
         found = scoring(run, seconds)

@@ -25,21 +25,11 @@ from curation.specs import Recipe, Source
 from curation.train.fit import fit
 from curation.world import make_world, pool_records
 from flows.ingest import source_files
-from flows.pace import (
-    Lengths,
-    Pace,
-    Subject,
-    measure,
-    one_core,
-    peak_bytes,
-    reader_of,
-    seconds_of,
-    shards_of,
-    subject_of,
-)
+from flows.pace import Pace, measure, one_core, peak_bytes, seconds_of, shards_of
 from flows.pretrained import pretrained_of
 from flows.recipe import confirming_bounds
 from flows.run import Run, scoring_devices
+from flows.subject import Lengths, Subject, reader_of, subject_of
 from storage.encoders import PACKAGED
 from storage.model_files import model_size
 from storage.sources import count_records, read_batches
@@ -91,8 +81,8 @@ def scoring(run: Run, measured_seconds: float = 2.0) -> Scoring:
     recipe, proxy = run.recipe, run.recipe.proxy
     frame, rows = corpus_sample(run)
     lengths, encoding = lengths_of(recipe, frame, rows)
+    resting = resident_bytes()  # a worker does not hold the sample
     subject = subject_of(proxy, lengths, encoder_width(recipe))
-    resting = resident_bytes()
     devices = scoring_devices()
     device = torch.device(devices[0]) if devices else None
     pace = measure(subject, lengths, recipe.score.shard_rows, measured_seconds, device)
@@ -100,7 +90,9 @@ def scoring(run: Run, measured_seconds: float = 2.0) -> Scoring:
     each = encoding + 2 * proxy.feature_dimensions / WRITTEN
     taken = [seconds_of(pace, subject.shape, lengths, at) + each * len(at) for at in shards]
     memory = resting + max(peak_bytes(pace, subject, lengths, at) for at in (shards[0], shards[-1]))
-    return Scoring(rows, pace.start + sum(taken), pace.start + max(taken), memory / 1e6, lengths, subject, pace)
+    return Scoring(
+        rows, pace.start + sum(taken), pace.start + max(taken), memory / 1e6, lengths, subject, pace
+    )
 
 
 def corpus_sample(run: Run) -> tuple[pl.DataFrame, int]:

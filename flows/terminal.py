@@ -1,4 +1,4 @@
-"""What the command line prints: safe text, progress bars, figures of a run, frames."""
+"""What the command line reads and prints: options, safe text, progress bars, figures of a run, frames."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
+
+from curation.errors import UserError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -21,6 +23,17 @@ def safe(text: object) -> str:
 def say(text: str) -> None:
     """One line on the terminal, made safe."""
     typer.echo(safe(text))
+
+
+def pairs(kind: str, given: list[str] | None) -> dict[str, str]:
+    """`NAME=PATH` options as a dict."""
+    out = {}
+    for entry in given or []:
+        name, sep, path = entry.partition("=")
+        if not sep or not name or not path:
+            raise UserError(f"--{kind} {entry!r}: write --{kind} NAME=PATH")
+        out[name] = path
+    return out
 
 
 def progress(things: Iterable, label: str, total: int) -> Iterator:

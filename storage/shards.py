@@ -196,8 +196,9 @@ def check_table(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """A new Parquet file, fsynced; equal frames give equal bytes. Float arrays have no dictionary."""
+    """A new Parquet file, fsynced; equal frames give equal bytes. A table of vectors is not compressed (it cannot be)."""
     arrow = frame.rechunk().to_arrow().combine_chunks()
+    vectors = any(isinstance(dtype, pl.Array) for dtype in frame.dtypes)
     by_column: dict[str, Any] = {
         "use_dictionary": [name for name, dtype in frame.schema.items() if dtype == pl.String] or False,
         "write_statistics": [name for name, dtype in frame.schema.items() if not dtype.is_nested()],
@@ -207,8 +208,8 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             arrow,
             file,
             version="2.6",
-            compression="zstd",
-            compression_level=3,
+            compression="none" if vectors else "zstd",
+            compression_level=None if vectors else 3,
             row_group_size=ROWS_A_GROUP,
             **by_column,
         )
@@ -265,6 +266,33 @@ def _fill(aside: Path, tables: Mapping[str, pl.DataFrame], files: Mapping[str, b
         write_bytes(aside / FILES / name, data)
     fsync_folder(aside / FILES)
     fsync_folder(aside)
+
+
+def adopt_shard(work_path: Path, key: str, tables: Mapping[str, Path]) -> None:
+    """A finished shard whose tables are published files of another artifact, under a second name."""
+    final = work_path / "shards" / checked_name("shard key", key)
+    aside = work_path / "tmp" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
+    with disk_errors(f"shard {key} was not taken over", f"finished shards are kept in {work_path}"):
+        try:
+            (aside / FILES).mkdir(parents=True)
+            for table, path in tables.items():
+                place(path, aside / f"{checked_name('table', table)}.parquet")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            move_folder(aside, final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_shard(work_path: Path, key: str, table: str) -> pl.DataFrame:
+    """One table of a finished shard of a draft, from any process."""
+    checked_name("shard key", key)
+    return read_parquet([work_path / "shards" / key / f"{checked_name('table', table)}.parquet"])
+
+
+def read_shard_file(work_path: Path, key: str, name: str) -> bytes:
+    """The bytes of a plain file of a finished shard of a draft, from any process."""
+    checked_name("shard key", key)
+    return (work_path / "shards" / key / FILES / checked_name("file", name)).read_bytes()
 
 
 def finished_shards(work_path: Path) -> set[str]:
