@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, help="rows a model (default: 96; quick: 64)")
     parser.add_argument("--rounds", type=int, help="rounds (default: 5; quick: 3)")
+    parser.add_argument("--widths", action="store_true", help="this engine at other fold widths too")
     parser.add_argument(
         "--max-batch-tokens", type=int, help="padded tokens of a batch (default: the engine's for the model)"
     )
@@ -91,7 +92,7 @@ def run_worker(args: argparse.Namespace, name: str, threads: int, main: bool) ->
     The `main` table, which the last line is of, gets more rounds and time.
     """
     rounds = args.rounds or (5 if main and not args.quick else 3)
-    seconds = 200 if args.quick else 420 if main else 150
+    seconds = 140 if args.quick else 420 if main else 150
     with tempfile.NamedTemporaryFile(suffix=".json") as told:
         order = {"name": name, "threads": threads, "rounds": rounds, "seconds": seconds, "path": told.name}
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", json.dumps(order)]
@@ -120,7 +121,7 @@ def work(args: argparse.Namespace, name: str, threads: int, rounds: int, seconds
     )
     if not args.max_batch_tokens:
         case = replace(case, max_batch_tokens=default_batch_tokens(case.width, "cpu"))
-    who = competitors()
+    who = competitors(args.widths)
     if args.no_peers:
         who = [one for one in who if not one.peer and one.module != "published"]
     if args.only:
@@ -198,8 +199,6 @@ def print_table(found: dict) -> None:
             _cell(row.get("nn10"), ".2f"),
         ]
         remark = row.get("remark", "")
-        if "first_seconds" in row:
-            remark = f"first call {row['first_seconds']:.0f} s"
         print(form.format(row["name"], *cells, remark), flush=True)
 
 
@@ -218,7 +217,7 @@ def summary(rows: list[dict]) -> dict[str, object]:
             name
             for name in shares
             if named[name]["precision"] == precision
-            and (name.startswith("ours") if ours else named[name]["peer"])
+            and (name == f"ours {precision}" if ours else named[name]["peer"])
         ]
         return max(chosen, key=shares.__getitem__, default=None)
 

@@ -37,12 +37,14 @@ def native_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def competitors() -> list[Competitor]:
-    """All of them, in the order of a round."""
+def competitors(widths: bool = False) -> list[Competitor]:
+    """All of them, in the order of a round; `widths`: this engine at other fold widths too."""
     found = [Competitor(LIMIT, "limit", peer=False)]
     precisions = ("fp32", "bf16") if native_bf16() else ("fp32",)
     for precision in precisions:
         found.append(Competitor(f"ours {precision}", "ours", {"precision": precision}, precision, peer=False))
+    for width in (128, 256, 384) if widths else ():
+        found.append(Competitor(f"ours fp32, fold {width}", "ours", {"fold_width": width}, peer=False))
     for precision in precisions:
         settings = {"precision": precision}
         found.append(Competitor(f"bergson {precision}, p = 16", "bergson", settings, precision))
