@@ -65,8 +65,8 @@ def draw(model: nn.Module, names: Sequence[str], seed: int) -> nn.Module:
 
 
 def _probe(model: nn.Module) -> Tensor:
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.arange(PROBE_TOKENS)[None] * 7919 % size
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return torch.arange(PROBE_TOKENS, device=weight.device)[None] * 7919 % len(weight)
 
 
 def check_causal(model: nn.Module) -> None:

@@ -250,7 +250,7 @@ def row_losses(model: nn.Module, rows: Encoded, form: LogitForm | None = None) -
 
 
 def by_row(model: nn.Module, out: Readout, found: AnswerLosses, n: int) -> RowLosses:
-    """Losses of answers as means of their rows; a row without an answer has NaN."""
+    """Losses of answers as means of their rows; a row without an answer that the model knows has NaN."""
     right = found.correct & (out.answers != UNKNOWN) if isinstance(model, Decoder) else found.correct
     count = torch.bincount(out.row, minlength=n)
     zero = torch.zeros(n, device=out.row.device)

@@ -56,7 +56,7 @@ def cut_shards(
 ) -> dict[str, list[str]]:
     """Shard key -> row ids: rows of one source file stay together in the file's order, synthetic rows follow.
 
-    The key names the content (proxy and row ids), so a new file moves no other file's shards, and a shard that an
+    The key names the content (proxy, row ids, text), so a new file moves no other file's shards, and a shard that an
     earlier run made for the same proxy and rows is taken over as it is.
     """
     records = (
@@ -66,7 +66,10 @@ def cut_shards(
         .collect()
         .unique("row_id", keep="first", maintain_order=True)
     )
-    placed = rows.select("row_id", "source").join(records, on="row_id", how="left", maintain_order="left")
+    text = pl.concat_str("prompt", "response", "label", separator="\x1f", ignore_nulls=True).fill_null("")
+    placed = rows.select("row_id", "source", text=text).join(
+        records, on="row_id", how="left", maintain_order="left"
+    )
     shards: dict[str, list[str]] = {}
     for part in placed.sort("source", "file", "position", "row_id", nulls_last=True).partition_by(
         "source", "file", maintain_order=True
@@ -74,7 +77,11 @@ def cut_shards(
         ids = part["row_id"].to_list()
         for start in range(0, len(ids), shard_rows):
             chunk = ids[start : start + shard_rows]
-            shards[f"rows-{unit:02d}-{fingerprint('rows', proxy, {'ids': chunk}, [])}"] = chunk
+            digest = hashlib.blake2b(digest_size=16)
+            for each in part["text"][start : start + shard_rows]:
+                digest.update(f"{len(each)}:{each}".encode("utf-8", "surrogatepass"))
+            content = {"ids": chunk, "text": digest.hexdigest()}
+            shards[f"rows-{unit:02d}-{fingerprint('rows', proxy, content, [])}"] = chunk
     return shards
 
 

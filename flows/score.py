@@ -105,6 +105,7 @@ def score(
             for u in units(recipe)
         }
         run.map_shards(draft, units_left, score_unit, "score")
+        draft.keep({*scorers, *features, *units_left})
 
     return run.stage("score", VERSION, spec, inputs, compute, round)
 
@@ -141,7 +142,11 @@ def scorer_unit(
             fitted.model.requires_grad_(False), encoded.take(np.arange(min(256, len(rows)))), sketch
         )
         sketch = sketch_of(recipe.proxy, recipe.seed, scales)
-    name = proxy_name(data, sketch, tokens_spec(recipe))
+    name = proxy_name(
+        data,
+        sketch,
+        {**tokens_spec(recipe), "embedding_scale": recipe.proxy.embedding_scale, "names": reader.names},
+    )
     line = (
         name,
         "scorer",
@@ -176,7 +181,10 @@ def _holdout_nll(
     steps: int,
 ) -> np.ndarray:
     """(n,) NLL of each row under a proxy of the half that it is not in: what no training on it can learn away."""
-    folds = holdout_folds(rows["row_id"].to_list(), recipe.seed)
+    of_parents = zip(
+        rows["row_id"], rows["parents"].to_list(), strict=True
+    )  # a paraphrase would tell its half
+    folds = holdout_folds([parents[0] if parents else own for own, parents in of_parents], recipe.seed)
     encoded = encode(reader, rows, vectors)
     halves = [np.flatnonzero(folds == half) for half in (0, 1)]
     if min(map(len, halves)) == 0:

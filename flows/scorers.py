@@ -28,6 +28,7 @@ from curation.score.influence import (
 )
 
 MOST_GROUPS = 256
+NAME_CHARS = 80  # of a source or label in the name of a set
 METRICS = (
     "g_vendi",
     "g_vendi_q2",
@@ -41,7 +42,7 @@ METRICS = (
 
 
 def gradients_in_blocks(z: np.ndarray, norm: np.ndarray) -> Iterator[np.ndarray]:
-    """Unit features (n, d) at rest, block by block as the float32 sketches of gradients that they were."""
+    """Unit features (n, d) at rest times the rows' norms, float32, block by block: sketches of their gradients."""
     for start in range(0, len(z), BLOCK_ROWS):
         part = slice(start, start + BLOCK_ROWS)
         yield z[part].astype(np.float32) * np.nan_to_num(norm[part, None]).astype(np.float32)
@@ -51,12 +52,13 @@ def gradient_scores(frame: pl.DataFrame, z: np.ndarray, state: Moments) -> dict[
     """Scorer -> (n,) values that the `features` table alone gives; z (n, d) are its features, `state` their moments."""
     nll, norm, tokens = (frame[name].to_numpy() for name in ("nll", "norm", "n_tokens"))
     alignment = [row_alignment(block, state) for block in gradients_in_blocks(z, norm)]
+    lost = ~np.isfinite(norm) | (norm <= 0)  # flagged in the ledger, never scored
     return {
         "nll_v1": nll,
         "el2n_v1": frame["el2n"].to_numpy(),
-        "grad_norm_v1": norm,
-        "alignment_v1": np.concatenate([np.zeros(0), *alignment]),
-        "contribution_v1": contributions(z, state),
+        "grad_norm_v1": np.where(lost, np.nan, norm),
+        "alignment_v1": np.where(lost, np.nan, np.concatenate([np.zeros(0), *alignment])),
+        "contribution_v1": np.where(lost, np.nan, contributions(z, state)),
         "nll_residual_v1": length_residual(nll, tokens),
     }
 
@@ -154,10 +156,15 @@ def group_frame(
     """
     parts = []
     for column, values in groups.items():
-        if not 1 < len(set(values)) <= MOST_GROUPS:
+        names = sorted({v for v in values if v is not None}, key=str)
+        if not 1 < len(names) <= MOST_GROUPS:
             continue
-        found = diversity_by(z, np.array([str(v) for v in values]))
-        named = ((f"{column}:{name}", d) for name, d in sorted(found.items(), key=str) if d.n > 1)
+        code = {name: i for i, name in enumerate(names)}
+        found = diversity_by(z, np.array([code.get(v, -1) for v in values]))
+        shown = (str(name)[:NAME_CHARS] for name in names)
+        named = (
+            (f"{column}:{name}", found[i]) for i, name in enumerate(shown) if i in found and found[i].n > 1
+        )
         parts.append(_lines(round, world, proxy, "scorer", named, METRICS[:-2]))
     return pl.concat([DIVERSITY.to_frame(), *parts])
 

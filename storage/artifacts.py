@@ -63,6 +63,12 @@ class Draft:
         """One table of a finished shard."""
         return shards.read_shard(self.work_path, key, table)
 
+    def keep(self, keys: Iterable[str]) -> None:
+        """Forgets finished shards of other keys: what a killed run cut otherwise must not be published beside them."""
+        if self.published is None:
+            for key in shards.finished_shards(self.work_path) - set(keys):
+                shutil.rmtree(self.work_path / "shards" / key)
+
     def adopt(self, keys: Iterable[str], table: str) -> int:
         """How many of these shards were taken over from published artifacts of this kind and name, byte for byte.
 
@@ -75,12 +81,15 @@ class Draft:
         for ref in published_refs(self._root):
             if (ref.kind, ref.name) != (self.ref.kind, self.ref.name) or not wanted:
                 continue
-            files = read_manifest(self._root, ref)["files"]
-            for key in sorted(k for k in wanted if f"{table}/{k}.parquet" in files):
-                path = artifact_folder(self._root, ref) / table / f"{key}.parquet"
-                if shards.digest_of(path) == files[f"{table}/{key}.parquet"]:
-                    shards.adopt_shard(self.work_path, key, {table: path})
-                    wanted.discard(key)
+            with suppress(
+                DataError, FileNotFoundError
+            ):  # a damaged artifact lends nothing; computing is always right
+                files = read_manifest(self._root, ref)["files"]
+                for key in sorted(k for k in wanted if f"{table}/{k}.parquet" in files):
+                    path = artifact_folder(self._root, ref) / table / f"{key}.parquet"
+                    if shards.digest_of(path) == files[f"{table}/{key}.parquet"]:
+                        shards.adopt_shard(self.work_path, key, {table: path})
+                        wanted.discard(key)
         return asked - len(wanted)
 
     def publish(self, counts: Mapping[str, Any] | None = None) -> Ref:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -184,7 +184,13 @@ def run_batch(model: nn.Module, part: Encoded, tape: Tape) -> RowLosses:
     losses, back = answer_losses(found, weight, tape.head_error(found), tape.head_weight)
     if back is not None and found.states.requires_grad and len(found.states):
         torch.autograd.grad(found.states, tape.anchor, back.to(found.states.dtype), allow_unused=True)
-    return by_row(model, found, losses, len(part))
+    tape.finish()
+    found_rows = by_row(model, found, losses, len(part))
+    known = torch.bincount(found.row[found.answers >= 0], minlength=len(part))
+    nothing = torch.where(
+        known > 0, 0.0, torch.nan
+    )  # no answer that the model knows: nothing to say of the row
+    return replace(found_rows, nll=found_rows.nll + nothing, el2n=found_rows.el2n + nothing, n_tokens=known)
 
 
 def _one_batch(model: nn.Module, part: Encoded, index: np.ndarray, tape: Tape, out: RowGradients) -> None:

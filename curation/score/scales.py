@@ -17,7 +17,7 @@ def module_energies(model: nn.Module, rows: Encoded, sketch: Sketch) -> dict[str
     """Parameter name -> mean squared length of the rows' gradient with respect to it, unscaled (matrices only).
 
     Estimated from folded pairs, so exact up to the fold; a few hundred rows are enough. It says where the gradient
-    lives: with a tied head most of it is the head's.
+    lives: with a tied head most of it is the head's. Rows whose gradient is not finite count as zero.
     """
     total: dict[str, float] = {}
     with engine(model, rows, sketch, alone=True) as tape:
@@ -48,4 +48,5 @@ def _batches(rows: Encoded, size: int = 16) -> Iterable[np.ndarray]:
 def _squares(tape: Tape) -> Iterable[tuple[str, float]]:
     for name, spot in tape.places():
         a, e = spot.pairs.a[:, spot.place].float(), spot.pairs.e[:, spot.place].float()
-        yield name, float(torch.bmm(e.transpose(1, 2), a).square().sum())
+        square = torch.bmm(e.transpose(1, 2), a).square().sum((1, 2))
+        yield name, float(square[square.isfinite()].sum())

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from curation.encoded import Encoded, TokenRows
+from curation.errors import UserError
 from curation.losses import LogitForm, Readout, linear
 from curation.score.layers import VirtualLayer, is_conv1d, is_linear, parameter_names, sides
 from curation.score.projection import Flattening, fold_into, signs
@@ -199,15 +200,19 @@ class Tape:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def features(self) -> tuple[Tensor, Tensor]:
-        """(n, d) float32 features of the batch, and (n,) norms of what they were folded from."""
-        out = torch.zeros(self.n, self.sketch.d, device=self.device)
-        square = torch.zeros(self.n, device=self.device)
+    def finish(self) -> None:
+        """Zeros where the batch in hand has written nothing: layers that its backward did not reach."""
         for pairs in self.pairs.values():
             for place in range(pairs.count):
                 for side in ("a", "e"):
                     if (id(pairs), place, side) not in self.written:
                         getattr(pairs, side)[:, place].zero_()
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """(n, d) float32 features of the batch, and (n,) norms of what they were folded from."""
+        out = torch.zeros(self.n, self.sketch.d, device=self.device)
+        square = torch.zeros(self.n, device=self.device)
+        for pairs in self.pairs.values():
             g = pairs.product()
             square += torch.linalg.vector_norm(g, dim=1) ** 2
             pairs.flattening.add(out, g)
@@ -233,19 +238,31 @@ class Tape:
             fold_into(narrow, x, sign, offset)
             if not add:
                 target.zero_()
-            if x.ndim == 3:
+            if x.ndim == 3 and len(x) == self.n and x.shape[1] <= self.t:
                 target[:, : x.shape[1]] += narrow
-            elif self.flat is not None and len(x) == len(self.flat[0]):
+            elif x.ndim == 2 and self.flat is not None and len(x) == len(self.flat[0]):
                 target[self.flat] += narrow
-            else:
+            elif x.ndim == 2 and len(x) == self.n:
                 target[:, 0] += narrow
+            else:
+                raise self.shared(x)
         self.written.add(key)
+
+    def shared(self, x: Tensor) -> UserError:
+        """The error of a layer whose input or gradient is not one of each row."""
+        return UserError(
+            f"a layer reads {tuple(x.shape)} for {self.n} rows of {self.t} tokens: not one input a row, so rows have no "
+            "gradient of their own there (positions shared by all rows, say); nothing of this shard was kept. Choose "
+            "other [proxy] parameters, or another model"
+        )
 
     def add_vector(self, name: str, x: Tensor) -> None:
         """Adds the tokens' gradients of a vector, (n, t, c) or (m, c), to its rows' sums."""
         if x.ndim == 2 and self.flat is not None and len(x) == len(self.flat[0]):
             total = torch.zeros(self.n, x.shape[-1], device=x.device).index_add_(0, self.flat[0], x.float())
         else:
+            if len(x) not in (self.n, self.n * self.t):
+                raise self.shared(x)
             total = x.reshape(self.n, -1, x.shape[-1]).sum(1, dtype=torch.float32)
         known = self.vector_sums.get(name)
         self.vector_sums[name] = total if known is None else known + total
@@ -401,7 +418,10 @@ def _run_embedding(
     with _Lookup() as lookup:
         out = forward(*args, **more)
     # Positions are shared by all rows; each row has its own gradient.
-    ids, out = lookup.ids.expand(tape.n, -1), out.expand(tape.n, -1, -1)
+    ids = lookup.ids if lookup.ids.ndim == 2 else lookup.ids[None]
+    if ids.ndim != 2 or len(ids) not in (1, tape.n) or ids.shape[1] > tape.t:
+        raise tape.shared(lookup.ids)
+    ids, out = ids.expand(tape.n, -1), out.view(*ids.shape, -1).expand(tape.n, -1, -1)
     spot = tape.spots[name][tape.calls.get(name, 0)]
     tape.calls[name] = tape.calls.get(name, 0) + 1
 
