@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from curation.errors import GradusError, TransientError
-from flows.terminal import pairs, print_frame, progress, safe, say, terminal_lines
+from flows import look
+from flows.terminal import LakeOption, pairs, progress, safe, say, terminal_lines
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Curate training corpora so that models generalize, with proof.",
 )
-LakeOption = Annotated[
-    Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")
-]
 Replaced = Annotated[
     list[str] | None, typer.Option(help="NAME=PATH: a local file in place of the recipe's; may be repeated")
 ]
@@ -251,38 +249,7 @@ def init(
         say(line)
 
 
-@app.command()
-def sql(
-    query: str,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv")] = False,
-    lake: LakeOption = Path("lake"),
-) -> None:
-    """Ask the catalog: gradus sql "from accounting", gradus sql "show tables"."""
-    from storage.artifacts import Lake
-    from storage.catalog import query as ask
-
-    print_frame(ask(Lake(lake, create=False), query), as_json, as_csv)
-
-
-@app.command()
-def explain(row_id: str, lake: LakeOption = Path("lake")) -> None:
-    """Where a row came from, and everything that was decided about it."""
-    from storage.artifacts import Lake
-    from storage.catalog import explain_row
-
-    print_frame(explain_row(Lake(lake, create=False), row_id), False, False)
-
-
-@app.command()
-def report(run_id: Annotated[str | None, typer.Argument()] = None, lake: LakeOption = Path("lake")) -> None:
-    """Write the report of a run again and say where it is."""
-    from flows.report import write_report
-    from flows.status import find_run
-    from storage.artifacts import Lake
-
-    store = Lake(lake, create=False)
-    say(str(write_report(store, find_run(store, run_id))))
+app.add_typer(look.app)  # without a name: its commands stand beside the others
 
 
 def main() -> None:

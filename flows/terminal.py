@@ -6,11 +6,16 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from curation.errors import UserError
+
+LakeOption = Annotated[
+    Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")
+]
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
