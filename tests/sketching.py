@@ -17,7 +17,7 @@ from curation.score.exact import counted_parameters
 from curation.score.gradients import Scales, Sketch, engine, row_gradients
 from curation.score.layers import is_conv1d
 from curation.score.projection import Flattening
-from curation.score.taps import Spot
+from curation.score.tape import Spot
 
 WIDE = 10**6  # a fold width at which no side is folded
 

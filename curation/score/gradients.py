@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +22,10 @@ from curation.encoded import EmbeddedRows, Encoded, TokenRows, to_device
 from curation.errors import UserError
 from curation.losses import LogitForm, answer_losses
 from curation.proxies import RowLosses, batches, by_row, form_of, output_layer, readout
+from curation.score.attention import WholeBlocks
 from curation.score.layers import apart, chosen_modules, find_layout, kinds_of
-from curation.score.taps import Tape
+from curation.score.tape import Tape
+from curation.score.taps import tapped
 from curation.specs import Proxy
 
 VERSION = "virtual_v1"
@@ -161,12 +163,10 @@ def engine(
         layers = find_layout(model, matrices, lambda: readout(model, one, form))
         if scales or alone:
             layers = apart(layers)
-        tape = Tape(model, head, layers, matrices, vectors, kinds, sketch, scales, device)
+        tape = Tape(model, head, layers, kinds, sketch, scales, device)
         tape.form = form
-        try:
+        with tapped(model, tape, matrices, vectors):
             yield tape
-        finally:
-            tape.close()
     finally:
         for module, mode in modes:
             module.training = mode
@@ -177,7 +177,7 @@ def engine(
 def run_batch(model: nn.Module, part: Encoded, tape: Tape) -> RowLosses:
     """One forward and one backward over a batch: the losses of its rows; their folded gradients are on the tape."""
     tape.begin(part)
-    with torch.enable_grad():
+    with torch.enable_grad(), WholeBlocks() if tape.dtype == torch.float32 else nullcontext():
         found = readout(model, part, tape.form)
     count = torch.bincount(found.row, minlength=len(part))
     weight = (1.0 / count.clamp(min=1))[found.row]

@@ -10,7 +10,7 @@ from torch import nn
 
 from curation.encoded import Encoded
 from curation.score.gradients import Sketch, engine, run_batch
-from curation.score.taps import Tape
+from curation.score.tape import Tape
 
 
 def module_energies(model: nn.Module, rows: Encoded, sketch: Sketch) -> dict[str, float]:

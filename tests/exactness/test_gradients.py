@@ -194,7 +194,7 @@ def test_a_row_given_twice_has_one_feature(decoder) -> None:
 
 
 def test_very_confident_rows_keep_their_digits(decoder) -> None:
-    """Logits six times as far apart. Their own rounding, 6e-8 of each, is then what moves a row: 1.3e-5 at most."""
+    """Logits six times as far apart magnify what the padding does to attention's last digit: 2e-5, were it not whole."""
     model, rows = decoder
     plain = model.head.weight.clone()
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_very_confident_rows_keep_their_digits(decoder) -> None:
             model.head.weight.copy_(plain)
     assert whole.nll.min() < 1e-10
     assert np.linalg.norm(whole.feature, axis=1).min() < 1e-8
-    assert relative(alone.feature, whole.feature) < 3 * TOLERANCE["fp32"]
+    assert relative(alone.feature, whole.feature) < TOLERANCE["fp32"] / 10
 
 
 def test_classifiers_on_embeddings_are_blind_to_batches() -> None:

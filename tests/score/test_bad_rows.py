@@ -15,7 +15,7 @@ from curation.decoder import Decoder, initialise
 from curation.encoded import EmbeddedRows, Encoded, TokenRows
 from curation.errors import UserError
 from curation.head import Head
-from curation.score import gradients, taps
+from curation.score import gradients, tape, taps
 from curation.score.gradients import TOLERANCE, RowGradients, Sketch, row_gradients
 from tests.hub_models import tiny_gpt2, tiny_llama
 from tests.sketching import labelled_tokens, relative, token_rows
@@ -202,12 +202,12 @@ def test_the_model_is_left_as_it_was_after_an_error(monkeypatch: pytest.MonkeyPa
     if where == "loss":
         monkeypatch.setattr(gradients, "answer_losses", breaks)
     elif where == "forward":
-        monkeypatch.setattr(taps.Tape, "write", breaks)
+        monkeypatch.setattr(tape.Tape, "write", breaks)
     elif where == "patching":
         layer, made = taps.Linear, iter(range(100))
         monkeypatch.setattr(taps, "Linear", lambda *a: layer(*a) if next(made) < 3 else breaks())
     elif where == "sketch":
-        monkeypatch.setattr(taps, "signs", breaks)
+        monkeypatch.setattr(tape, "signs", breaks)
     else:
         monkeypatch.setattr(gradients, "readout", breaks)
     with pytest.raises(ValueError, match="on purpose"):
