@@ -3,10 +3,10 @@ PYTHON ?= python3
 LAKE ?= lake
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint bench format clean
+.PHONY: help setup demo test test-e2e lint bench format clean
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*##/\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*##/\t/' | expand -t 12
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Gradus needs Python 3.11 or newer; make PYTHON=/path/to/python3.11 …") if sys.version_info < (3, 11) else None'
@@ -21,6 +21,10 @@ demo: .venv/ready ## run the whole loop on the embedded corpus (about 6 minutes 
 
 test: .venv/ready ## all tests
 	@$(VENV)/python -m pytest -n 2 --dist loadgroup
+
+test-e2e: .venv/ready ## the pages in a real browser (needs Chromium)
+	@$(VENV)/pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[e2e]'
+	@$(VENV)/python -m pytest tests/e2e
 
 lint: .venv/ready ## style, types, direction of imports
 	@$(VENV)/ruff check .

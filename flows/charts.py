@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
 from markupsafe import Markup
@@ -116,12 +115,13 @@ def interval_rows(rows: Sequence[Mapping[str, Any]], label: str, zero: bool = Fa
     def at(v: float) -> float:
         return 8 + (v - low) / (high - low) * (WIDTH - 16)
 
-    bottom = ROW * len(rows) + 4
+    row_height = ROW if any(r["dots"] for r in rows) else ROW - 10
+    bottom = row_height * len(rows) + 4
     parts = [_axis(ticks(low, high), at, bottom)]
     if zero:
         parts.append(tag("line", x1=num(at(0)), x2=num(at(0)), y1="0", y2=num(bottom), class_="zero"))
     for number, row in enumerate(rows):
-        parts += _interval_row(row, ROW * number, at)
+        parts += _interval_row(row, row_height * number, at)
     return svg(bottom + 20, label, *parts, class_="rows")
 
 
@@ -142,32 +142,18 @@ def _interval_row(row: Mapping[str, Any], top: float, at: Any) -> list[Markup]:
         text(0, top + 13, str(row["label"]), f"name {row['kind']}"),
         text(WIDTH, top + 13, str(row["figure"]), "figure", "end"),
     ]
-    if row["mean"] is None:
+    if row["mean"] is None or not math.isfinite(row["mean"]):
         return parts
     y = top + 24
     if row["low"] is not None and math.isfinite(row["low"]):
-        parts.append(
-            tag(
-                "line",
-                x1=num(at(row["low"])),
-                x2=num(at(row["high"])),
-                y1=num(y),
-                y2=num(y),
-                class_=f"bar {row['kind']}",
-            )
-        )
+        ends = {"x1": num(at(row["low"])), "x2": num(at(row["high"]))}
+        parts.append(tag("line", **ends, y1=num(y), y2=num(y), class_=f"bar {row['kind']}"))
     parts.append(mark(row["kind"], at(row["mean"]), y))
     for replicate, value, title in row["dots"]:
-        parts.append(
-            tag(
-                "circle",
-                tag("title", title),
-                cx=num(at(value)),
-                cy=num(y + 11),
-                r="2.8",
-                class_=f"dot r{int(replicate)} {row['kind']}",
-            )
-        )
+        if math.isfinite(value):
+            place = {"cx": num(at(value)), "cy": num(y + 11), "r": "2.8"}
+            name = f"dot r{int(replicate)} {row['kind']}"
+            parts.append(tag("circle", tag("title", title), **place, class_=name))
     return parts
 
 
@@ -229,85 +215,15 @@ def scale(value: float, log: bool) -> str:
     return f"{10**value if log else value:.3g}".replace("-", "−")
 
 
-def scatter(dots: Sequence[Mapping[str, Any]], badges: Sequence[Mapping[str, Any]], label: str) -> Markup:
-    """Rows on two axes, stretched in the middle, with numbered, named places; names that would overlap are left to the list beside it.
+def interval_mark(mean: float, low: float | None, high: float | None, limits: tuple[float, float]) -> Markup:
+    """One interval on a common scale, a line high; its figures stand beside it, so it has no name of its own."""
+    width, least, most = 140.0, *limits
 
-    dots: `x`, `y`, `kind`, `title`. badges: `x`, `y`, `number`, `name`, `title`.
-    """
-    height, edge = 340.0, 14.0
-    wide, tall = _opened([d["x"] for d in dots]), _opened([d["y"] for d in dots])
-    x_low, x_high = domain([wide(p["x"]) for p in (*dots, *badges)])
-    y_low, y_high = domain([tall(p["y"]) for p in (*dots, *badges)])
+    def at(value: float) -> str:
+        return num((value - least) / (most - least) * width)
 
-    def place(p: Mapping[str, Any]) -> tuple[float, float]:
-        x = edge + (wide(p["x"]) - x_low) / (x_high - x_low) * (WIDTH - 2 * edge)
-        return x, height - edge - (tall(p["y"]) - y_low) / (y_high - y_low) * (height - 2 * edge)
-
-    parts = [tag("rect", x="0", y="0", width=str(WIDTH), height=num(height), rx="6", class_="ground")]
-    for dot in dots:
-        x, y = place(dot)
-        hollow = "synthetic" in dot["kind"]
-        parts.append(
-            tag(
-                "circle",
-                tag("title", dot["title"]),
-                cx=num(x),
-                cy=num(y),
-                r="2.2" if hollow else "2",
-                class_=f"row {dot['kind']}",
-            )
-        )
-    spots = [place(b) for b in badges]
-    names = _free_names(badges, spots, height)
-    for badge, (x, y), name in zip(badges, spots, names, strict=True):
-        number = text(x, y + 3.2, str(badge["number"]), "number", "middle")
-        circle = tag("circle", cx=num(x), cy=num(y), r="7.5")
-        parts.append(tag("g", tag("title", badge["title"]), circle, number, class_="badge"))
-        if name:
-            parts.append(text(*name, badge["name"], "place"))
-    return svg(height, label, *parts, class_="map")
-
-
-def _opened(values: Sequence[float]) -> Any:
-    """A scale that is linear near zero and logarithmic far out: the crowded middle of a map becomes readable."""
-    known = sorted(abs(v) for v in values if math.isfinite(v))
-    unit = (known[len(known) // 2] if known else 0.0) or 1.0
-    return lambda value: math.asinh(value / unit)
-
-
-def _free_names(
-    badges: Sequence[Mapping[str, Any]], spots: Sequence[tuple[float, float]], height: float
-) -> list[tuple[float, float] | None]:
-    """Where each name fits without covering a badge or another name; None when nowhere."""
-    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
-    found: list[tuple[float, float] | None] = []
-    for badge, (x, y) in zip(badges, spots, strict=True):
-        wide = 5.9 * len(badge["name"]) + 4
-        spot = None
-        for left, base in (
-            (x + 11, y + 3.5),
-            (x - 11 - wide, y + 3.5),
-            (x - wide / 2, y - 11),
-            (x - wide / 2, y + 19),
-        ):
-            box = (left, base - 9, left + wide, base + 3)
-            inside = box[0] >= 2 and box[2] <= WIDTH - 2 and box[1] >= 2 and box[3] <= height - 2
-            if inside and all(
-                box[2] < t[0] or box[0] > t[2] or box[3] < t[1] or box[1] > t[3] for t in taken
-            ):
-                spot = (left, base)
-                taken.append(box)
-                break
-        found.append(spot)
-    return found
-
-
-def word_changes(before: str, after: str) -> Markup:
-    """The second text, with the words that the first has not at that place in <mark>."""
-    old, new = before.split(), after.split()
-    parts: list[str] = []
-    for kind, _, _, start, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        words = " ".join(new[start:end])
-        if words:
-            parts.append(words if kind == "equal" else tag("mark", words))
-    return Markup(" ").join(parts)
+    parts = [tag("line", x1=at(0), x2=at(0), y1="0", y2="16", class_="zero")]
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        parts.append(tag("line", x1=at(low), x2=at(high), y1="8", y2="8", class_="bar candidate"))
+    parts.append(mark("candidate", (mean - least) / (most - least) * width, 8))
+    return tag("svg", *parts, viewBox=f"0 0 {num(width)} 16", aria_hidden="true", class_="mark")
