@@ -1,0 +1,204 @@
+"""A set of rows as a folder for other tools, with a card and checksums: whole or not at all, equal bytes for equal rows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from curation.errors import DataError, UserError
+from curation.rows import ROWS
+from storage import shards
+from storage.artifacts import Lake, Ref
+from storage.formats import Part, Shape, batches, schema_of, write_split
+from storage.layout import pretty_json
+
+CARD, MANIFEST, CHECKSUMS = "README.md", "export.json", "checksums.sha256"
+
+
+def rows_of_artifact(lake: Lake, ref: Ref) -> list[Part]:
+    """All rows of an artifact, once its bytes are found to be as published; errors say what is broken."""
+    lake.verify(ref)
+    return [Part(path) for path in lake.paths(ref, "rows")]
+
+
+def rows_by_id(lake: Lake, refs: Sequence[Ref], row_ids: pl.Series) -> list[Part]:
+    """The rows of these ids, each once, in the order of the artifacts that hold them; `DataError`: some are in none."""
+    left, parts = row_ids.unique(), list[Part]()
+    for ref in refs:
+        lake.verify(ref)
+        for path in lake.paths(ref, "rows"):
+            ids = pl.read_parquet(path, columns=["row_id"], glob=False, hive_partitioning=False)["row_id"]
+            kept = ids.is_in(left.implode()) & ids.is_first_distinct()
+            if kept.any():
+                parts.append(Part(path, kept))
+                left = left.filter(~left.is_in(ids.filter(kept).implode()))
+    if len(left):
+        where = ", ".join(map(str, refs))
+        raise DataError(f"{len(left)} of {row_ids.n_unique()} rows are in none of {where}; first: {left[0]}")
+    return parts
+
+
+def row_counts(parts: Sequence[Part], split: str | None = None) -> pl.DataFrame:
+    """(split, source, licence, origin, rows) of the rows; `UserError` when there are none of the split asked for."""
+    keys = ["split", "source", "licence", "origin"]
+    empty = pl.DataFrame(schema={name: ROWS[name] for name in keys} | {"rows": pl.UInt32})
+    each = [frame.group_by(keys).len("rows") for frame in batches(parts, keys)]
+    counts = pl.concat([empty, *each]).group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    have = counts["split"].unique().sort().to_list()
+    if split is not None and split not in have:
+        raise UserError(f"there is no split {split!r}; splits: {', '.join(have) or 'none, it has no rows'}")
+    return counts if split is None else counts.filter(pl.col("split") == split)
+
+
+def export(
+    lake: Lake,
+    parts: Sequence[Part],
+    counts: pl.DataFrame,
+    target: Path,
+    shape: Shape,
+    identity: Mapping[str, Any],
+    card: Callable[[Mapping[str, Any]], str],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes the rows of these splits, a card, `export.json` and `checksums.sha256` to `target`; gives `export.json`.
+
+    `identity` says what the rows are; `card` makes README.md of `export.json`. Equal rows give equal bytes. A killed
+    or failed export leaves `target` as it was.
+    """
+    target = target.expanduser().absolute()
+    if target.resolve().is_relative_to(lake.root):
+        raise UserError(
+            f"{target} is inside the lake {lake.root}, which holds what is published; export elsewhere"
+        )
+    kept = "nothing was exported, and the lake is untouched"
+    with shards.disk_errors(f"{target} was not written", kept), _aside(target, overwrite) as aside:
+        splits = dict(counts.group_by("split").agg(pl.col("rows").sum()).sort("split").iter_rows())
+        with _disk_errors_of_polars(), _writing_back(aside):
+            for split, rows in splits.items():
+                write_split(aside, parts, split, rows, shape)
+        for path in aside.rglob("*.*"):
+            _sync(path)
+        facts = {
+            **identity,
+            "rows": int(counts["rows"].sum()),
+            "splits": splits,
+            "format": shape.format,
+            "layout": shape.layout,
+            "columns": schema_of(shape),
+            "files": _digests(aside),
+            "gradus": version("gradus"),
+        }
+        shards.write_bytes(aside / CARD, card(facts).encode())
+        shards.write_bytes(aside / MANIFEST, pretty_json(facts))
+        lines = [f"{found['sha256']}  {name}\n" for name, found in _digests(aside).items()]
+        shards.write_bytes(aside / CHECKSUMS, "".join(lines).encode())
+    return facts
+
+
+@contextmanager
+def _aside(target: Path, overwrite: bool) -> Generator[Path]:
+    """A folder that becomes `target` when the block ends well, and goes when it does not. One export a target at a time."""
+    beside = target.parent / f".{target.name}.gradus"
+    new, old, lock = beside.with_suffix(".gradus-new"), beside.with_suffix(".gradus-old"), beside
+    with shards.locked(lock):
+        try:
+            if old.exists() and not target.exists():  # killed between the two renames below
+                old.rename(target)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _refuse(target, overwrite)
+            new.mkdir()
+            yield new
+            for folder in (*(path for path in new.iterdir() if path.is_dir()), new):
+                shards.fsync_folder(folder)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            shards.fsync_folder(target.parent)
+        finally:
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    """Raises when something is in the way that no export wrote."""
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not overwrite or not (target / CHECKSUMS).is_file():
+        more = "--overwrite replaces an earlier export" if not overwrite else "it is no earlier export"
+        raise UserError(
+            f"{target} is there already and not empty; nothing was written; {more}; or give another --to"
+        )
+    lines = (target / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    mine = {CHECKSUMS, *(line[66:] for line in lines)}
+    others = [path for path in sorted(target.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    others = [str(path.relative_to(target)) for path in others if str(path.relative_to(target)) not in mine]
+    if others:
+        raise UserError(
+            f"{target} holds files that no export wrote ({', '.join(others[:3])}); nothing was written; give another --to"
+        )
+
+
+@contextmanager
+def _writing_back(folder: Path) -> Generator[None]:
+    """Has the disk at work while files are written, so that the last fsync waits for little."""
+    ended = threading.Event()
+
+    def sync() -> None:
+        while not ended.wait(0.2):
+            for path in folder.rglob("*.*"):
+                with suppress(OSError):  # a full disk is told by who writes, and by the last fsync
+                    _sync(path)
+
+    thread = threading.Thread(target=sync, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def _disk_errors_of_polars() -> Generator[None]:
+    """Gives an `OSError` of polars the number that it says in words only, and names damaged Parquet."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError, pa.ArrowException) as error:
+        code = next((n for n in shards.DISK if f"(os error {n})" in str(error)), None)
+        if code is not None:
+            raise OSError(code, os.strerror(code)) from error
+        if isinstance(error, OSError):
+            raise
+        raise DataError(f"the rows cannot be read or written: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> bytes and SHA-256 of every file in the folder, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
