@@ -1,4 +1,4 @@
-"""The command line: `gradus demo | init | check | estimate | doctor | run | status | sql | explain | report`."""
+"""The command line: running a recipe, looking into a lake (flows.look) and taking things out of it (flows.export)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from curation.errors import GradusError, TransientError
-from flows import look
+from flows import export, look
 from flows.terminal import LakeOption, pairs, progress, safe, say, terminal_lines
 
 app = typer.Typer(
@@ -130,17 +130,19 @@ def _compute(current: Any) -> None:
     finally:
         current.close(kill=state != "completed")
         current.save(state, error=error)
-        if state == "completed":
-            finish(current)
+        finish(current, report=state == "completed")
         fresh_catalog(current.lake)
 
 
-def finish(current: Any) -> None:
-    """Writes the report of a completed run."""
+def finish(current: Any, report: bool = True) -> None:
+    """Writes the report of a completed run, and the page that lists all runs."""
+    from flows.index import write_index
     from flows.report import write_report
 
-    record = next(r for r in current.lake.runs() if r["run"] == current.run_id)
-    write_report(current.lake, record)
+    if report:
+        record = next(r for r in current.lake.runs() if r["run"] == current.run_id)
+        write_report(current.lake, record)
+    write_index(current.lake)
 
 
 def summarise(lake: Path, run_id: str | None) -> None:
@@ -250,6 +252,7 @@ def init(
 
 
 app.add_typer(look.app)  # without a name: its commands stand beside the others
+app.add_typer(export.app)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""What the command line reads and prints: options, safe text, progress bars, figures of a run, frames."""
+"""What the command line reads and prints: options, safe text, progress bars, figures of a run."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -120,42 +119,3 @@ def arm_lines(title: str, block: dict[str, Any], endpoint: str) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def print_frame(frame: Any, as_json: bool, as_csv: bool) -> None:
-    """A frame as a table of at most 1,000 rows, as JSON, or as CSV that no spreadsheet takes for formulas."""
-    import polars as pl
-
-    if as_json:
-        typer.echo(frame.write_json())
-    elif as_csv:
-        nested = [n for n, t in frame.schema.items() if isinstance(t, (pl.List, pl.Array, pl.Struct))]
-        texts = [n for n, t in frame.schema.items() if t == pl.String]
-        flat = frame.with_columns(
-            pl.col(n).map_elements(
-                lambda v: json.dumps(v.to_list() if hasattr(v, "to_list") else v), return_dtype=pl.String
-            )
-            for n in nested
-        )
-        formula = [
-            pl.when(pl.col(n).str.contains(r"^[=+\-@\t\r]"))
-            .then("'" + pl.col(n))
-            .otherwise(pl.col(n))
-            .alias(n)
-            for n in texts
-        ]
-        typer.echo(flat.with_columns(formula).write_csv(), nl=False)
-    else:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table()
-        for name in frame.columns:
-            table.add_column(Text(safe(name)))
-        for row in frame.head(1000).iter_rows():
-            table.add_row(*[Text(safe(v if v is not None else "")[:400]) for v in row])
-        width = None if sys.stdout.isatty() else 200
-        Console(width=width, markup=False, highlight=False).print(table)
-        if len(frame) > 1000:
-            say(f"1,000 of {len(frame)} rows shown; --json or --csv gives all")
