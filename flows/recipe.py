@@ -134,6 +134,11 @@ def describe_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
 def judge_problems(recipe: Recipe) -> list[str]:
     """What makes the recipe unusable before any file is opened, each with where and what to type."""
     problems = _name_problems(recipe)
+    if "rho" in recipe.score.extra and recipe.proxy.scorer_steps == 0:
+        problems.append(
+            "[score] extra: rho compares proxies that trained on other rows, and scorer_steps = 0 trains none; "
+            "leave rho out, or let the scorer train"
+        )
     if recipe.worlds and not all(s.embedded for s in recipe.source):
         problems.append(
             "worlds > 0 is for the embedded corpus only: set embedded = true on the source, or worlds = 0"

@@ -54,6 +54,7 @@ from storage.models import tensors_to_bytes
 from storage.shards import read_shard, read_shard_file, write_shard
 
 VERSION = "score_v2"
+PART_ROWS = 10_000  # encoded at a time, where a pass goes over all rows
 
 
 def score(
@@ -271,11 +272,12 @@ def score_unit(
         "label": rows["label"].to_list(),
         "region": region.to_list(),
     }
+    notes = [encoding_notes(reader, part) for part in rows.iter_slices(PART_ROWS)]
     tables = {
         "scores": score_frame(ids, scorer, columns),
         "regions": found.rows,
         "region_table": found.table,
-        "ledger": pl.concat([flag_frame(frame, round), note_frame(encoding_notes(reader, rows), round)]),
+        "ledger": pl.concat([flag_frame(frame, round), *(note_frame(part, round) for part in notes)]),
         "diversity": pl.concat(
             [
                 diversity_frame(round, unit, scorer, "scorer", sets),
@@ -295,8 +297,11 @@ def _ifd(
     frame: pl.DataFrame,
 ) -> np.ndarray:
     """(n,) instruction-following difficulty: one more forward pass, of the answers alone; NaN where unreliable."""
-    alone = predict(model, encode(reader, rows.with_columns(prompt=pl.lit("")), vectors))["nll"]
-    value, reliable = ifd(frame["nll"].to_numpy(), alone, frame["n_tokens"].to_numpy())
+    parts = rows.with_columns(prompt=pl.lit("")).iter_slices(PART_ROWS)
+    alone = [predict(model, encode(reader, part, vectors))["nll"] for part in parts]
+    value, reliable = ifd(
+        frame["nll"].to_numpy(), np.concatenate([np.zeros(0), *alone]), frame["n_tokens"].to_numpy()
+    )
     return np.where(reliable, value, np.nan)
 
 

@@ -126,6 +126,11 @@ def test_too_few_replicates(folder):
     assert "too few replicates" in refused(folder) and "at least 6" in refused(folder)
 
 
+def test_rho_needs_a_scorer_that_trains(folder):
+    change(folder, "steps = 5\n", 'steps = 5\nscorer_steps = 0\n[score]\nextra = ["rho"]\n')
+    assert "scorer_steps = 0 trains none" in refused(folder)
+
+
 def test_unknown_source_option(folder):
     assert "did you mean 'pool'" in refused(folder, source="pol=x.jsonl")
 
