@@ -98,9 +98,12 @@ def export(
             "files": _digests(aside),
             "gradus": version("gradus"),
         }
-        shards.write_bytes(aside / CARD, card(facts).encode())
-        shards.write_bytes(aside / MANIFEST, pretty_json(facts))
-        lines = [f"{found['sha256']}  {name}\n" for name, found in _digests(aside).items()]
+        told = {CARD: card(facts).encode(), MANIFEST: pretty_json(facts)}
+        for name, data in told.items():
+            shards.write_bytes(aside / name, data)
+        sums = {name: found["sha256"] for name, found in facts["files"].items()}
+        sums |= {name: hashlib.sha256(data).hexdigest() for name, data in told.items()}
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
         shards.write_bytes(aside / CHECKSUMS, "".join(lines).encode())
     return facts
 
