@@ -284,7 +284,7 @@ class Recipe(Spec):
     """Everything a run needs, and nothing about where it runs."""
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=80)
     seed: int = Field(default=7, ge=0)
     worlds: int = Field(
         default=0,

@@ -30,7 +30,7 @@ def base(run: Run, pool: Ref) -> Ref:
 
     Reads: rows, ledger. Writes: base rows of every world; a dataset version. Costs: seconds.
     Safe to rerun because the same base is found again by its content. When the name has versions already, a base
-    of other content stays a candidate: an unproven set never becomes the newest version.
+    of other content stays a candidate: an unproven set never becomes the newest version, and the run has none.
     """
     recipe = run.recipe
     for world in units(recipe):
@@ -51,7 +51,7 @@ def base(run: Run, pool: Ref) -> Ref:
     rows = published_rows(run, ref)
     if versions and content_of(rows) not in [v["content_fp"] for v in versions]:
         keep_candidate(run, rows, "base", None, str(pool))
-        run.facts["version"] = versions[-1]["version"]
+        run.facts["version"] = None
     else:
         run.facts["version"] = publish(run, rows, "base", None, "base", str(pool))
     return ref

@@ -108,7 +108,6 @@ def new_run_id(name: str) -> str:
 
 def _compute(current: Any) -> None:
     from flows.orchestrate import curate_with_prefect
-    from storage.catalog import fresh_catalog
 
     current.run_id = new_run_id(current.recipe.name)
     current.save("running")
@@ -131,18 +130,26 @@ def _compute(current: Any) -> None:
         current.close(kill=state != "completed")
         current.save(state, error=error)
         finish(current, report=state == "completed")
-        fresh_catalog(current.lake)
 
 
 def finish(current: Any, report: bool = True) -> None:
-    """Writes the report of a completed run, and the page that lists all runs."""
+    """Brings the catalog up to date, and writes the report of a completed run and the page that lists all runs.
+
+    What fails here is told and never hides how the run itself ended.
+    """
     from flows.index import write_index
     from flows.report import write_report
+    from storage.catalog import fresh_catalog
 
-    if report:
-        record = next(r for r in current.lake.runs() if r["run"] == current.run_id)
-        write_report(current.lake, record)
-    write_index(current.lake)
+    try:
+        fresh_catalog(current.lake)
+        if report:
+            record = next(r for r in current.lake.runs() if r["run"] == current.run_id)
+            write_report(current.lake, record)
+        write_index(current.lake)
+    except GradusError as error:
+        again = f"gradus report {current.run_id} --lake {current.lake.root}"
+        print(f"gradus: the run's pages were not written: {safe(error)}; later: {again}", file=sys.stderr)
 
 
 def summarise(lake: Path, run_id: str | None) -> None:

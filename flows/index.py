@@ -14,7 +14,7 @@ from flows import charts
 from flows.report import duration, page
 from flows.report_rounds import FOUND, strictest_of, when
 from flows.report_texts import show
-from flows.status import comparison_lines, state_of, steps_of
+from flows.status import comparison_lines, state_of
 from storage.artifacts import Lake, Ref
 
 INDEX = "index.html"
@@ -41,7 +41,11 @@ def index_facts(lake: Lake) -> dict[str, Any]:
 
 def _run_line(record: dict[str, Any], verdict: Any, links: dict[str, str]) -> dict[str, Any]:
     metric = record["recipe_spec"]["decide"]["endpoint"]
-    decided = [verdict(ref, metric) | {"round": i + 1} for i, ref in enumerate(steps_of(record, "decide"))]
+    decided = [
+        verdict(Ref.parse(step["artifact"]), metric) | {"round": step["round"]}
+        for step in record["steps"]
+        if step["stage"] == "decide"
+    ]
     version = record.get("version")
     return {
         "id": show(record["run"], 80), "recipe": show(record["recipe"], 80).strip() or "(no name)", "state": show(state_of(record), 40),
@@ -67,20 +71,21 @@ def _datasets(lake: Lake, records: list[dict[str, Any]], links: dict[str, str]) 
     made: dict[str, str] = {}
     for record in records:  # newest first, so that the oldest run that made it stays
         made |= {step["artifact"]: record["run"] for step in record["steps"]}
-    out = []
-    for name in sorted({ref.name for ref in lake.refs("dataset")}):
-        try:
-            versions = lake.dataset_versions(name)
-        except (DataError, UserError, OSError, KeyError) as error:
-            out.append({"name": name, "versions": [], "error": show(str(error))})
-            continue
-        lines = [
-            {
-                "number": v["version"], "rows": v["rows"], "decision": show(v["decision"], 40), "parent": v["parent"],
-                "strategy": show(v["strategy"], 60), "tokens": v["tokens"],
-                "run": show(made.get(v["evidence"]), 80), "href": links.get(made.get(v["evidence"], "")),
-            }
-            for v in versions[::-1]
-        ]  # fmt: skip
-        out.append({"name": name, "versions": lines, "error": ""})
-    return out
+    out: dict[str, list[dict[str, Any]]] = {}
+    for name, number in lake.dataset_folders()[::-1]:
+        out.setdefault(name, []).append(_version_line(lake, name, number, made, links))
+    return [{"name": show(name, 80), "versions": out[name]} for name in sorted(out)]
+
+
+def _version_line(
+    lake: Lake, name: str, number: int, made: dict[str, str], links: dict[str, str]
+) -> dict[str, Any]:
+    try:
+        v = lake.manifest(Ref("dataset", name, f"v{number}"))
+        return {
+            "number": number, "rows": v["rows"]["rows"], "decision": show(v["decision"], 40), "parent": v["parent"],
+            "strategy": show(v["strategy"], 60), "tokens": v["tokens"], "damage": "",
+            "run": show(made.get(v["evidence"]), 80), "href": links.get(made.get(v["evidence"], "")),
+        }  # fmt: skip
+    except (DataError, UserError, OSError, KeyError, TypeError) as error:
+        return {"number": number, "damage": show(str(error), 300)}

@@ -28,6 +28,12 @@ def dataset_numbers(root: Path, name: str) -> list[int]:
     return sorted(int(path.parent.name.rpartition("@v")[2]) for path in folders)
 
 
+def dataset_folders(root: Path) -> list[tuple[str, int]]:
+    """(name, number) of every version that has a folder, half-deleted ones too, ascending."""
+    parts = [path.name.rpartition("@v") for path in root.glob("datasets/[!.]*@v*")]
+    return sorted((name, int(number)) for name, _, number in parts if number.isdecimal())
+
+
 def dataset_versions(root: Path, name: str) -> list[dict[str, Any]]:
     """Manifests of the versions of a dataset, oldest first, each with `version`, and `rows` as a number."""
     refs = [Ref("dataset", name, f"v{number}") for number in dataset_numbers(root, name)]

@@ -53,3 +53,13 @@ def test_five_hundred_runs(tmp_path: Path) -> None:
     page = write_index(maker.lake).read_text()
     assert time.process_time() - begun < 5 and len(page) < 2_000_000
     assert "500 runs, newest first" in Tags(page).text
+
+
+def test_a_half_deleted_version_stays_and_no_older_one_takes_its_place(tmp_path: Path) -> None:
+    maker = Maker(tmp_path).whole()
+    rows = maker.lake.dataset("tiny", 1).head(3)
+    maker.lake.publish_dataset("tiny", rows, "plain", 1, "publish", "x", 3, "other")
+    (tmp_path / "datasets" / "tiny@v2" / "manifest.json").unlink()
+    text = Tags(write_index(maker.lake).read_text()).text
+    assert "v2, the newest, was half deleted" in text and "is at v1" not in text
+    assert "it has no manifest.json" in text
