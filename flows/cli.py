@@ -137,8 +137,8 @@ def finish(current: Any, report: bool = True) -> None:
 
     What fails here is told and never hides how the run itself ended.
     """
-    from flows.index import write_index
-    from flows.report import write_report
+    from flows.report.index import write_index
+    from flows.report.page import write_report
     from storage.catalog import fresh_catalog
 
     try:

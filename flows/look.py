@@ -156,8 +156,8 @@ def report(
     lake: LakeOption = Path("lake"),
 ) -> None:
     """Write the report of a run again, and the page that lists all runs; say where they are."""
-    from flows.index import write_index
-    from flows.report import write_report
+    from flows.report.index import write_index
+    from flows.report.page import write_report
     from flows.status import find_run
     from storage.artifacts import Lake
 

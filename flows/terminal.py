@@ -89,7 +89,7 @@ def terminal_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"\nsealed: {facts['sealed_note']}")
     if facts["published"]:
         lines.append(
-            f"\nnewest version  dataset/{facts['published']['name']}@v{facts['published']['version']}"
+            f"\nended with      dataset/{facts['published']['name']}@v{facts['published']['version']}"
         )
     return lines
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows.index import index_facts, write_index
-from flows.report import page, page_facts, render, run_part
+from flows.report.index import index_facts, write_index
+from flows.report.page import page, page_facts, render, run_part
 from storage.artifacts import Lake
 from tests.hostile import HOSTILE, HUGE
 from tests.made_run import Maker

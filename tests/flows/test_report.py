@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from curation.rows import RECORDS, ROWS
-from flows import charts, report_map, status
-from flows.index import write_index
-from flows.report import page, page_facts, render, run_part, write_report
-from flows.report_map import main_axes, rank_correlation
-from flows.report_texts import show, spread, word_changes
+from flows import status
+from flows.report import charts, region_map
+from flows.report.index import write_index
+from flows.report.page import page, page_facts, render, run_part, write_report
+from flows.report.region_map import main_axes, rank_correlation
+from flows.report.texts import show, spread, word_changes
 from storage.artifacts import Lake
 from tests.hostile import HOSTILE, HUGE
 from tests.made_run import EVIL, SECRET, Maker, row, table
@@ -240,12 +241,12 @@ def test_regions_show_the_set_before_and_after(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_sampled_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_map, "SAMPLE", 10)
-    monkeypatch.setattr(report_map, "DOTS", 5)
+    monkeypatch.setattr(region_map, "SAMPLE", 10)
+    monkeypatch.setattr(region_map, "DOTS", 5)
     maker = Maker(tmp_path)
     maker.ingest()
     maker.score()
-    found = report_map.scored(maker.lake, maker.record())
+    found = region_map.scored(maker.lake, maker.record())
     assert found and found["n"] == 24 and found["rows"].filter("sampled").height == 10
     text = Tags(render(maker.lake, maker.record())).text
     assert "5 of 24 rows are drawn" in text and "of 10 rows, evenly sampled" in text

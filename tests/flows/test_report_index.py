@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from flows.index import write_index
-from flows.report import write_report
+from flows.report.index import write_index
+from flows.report.page import write_report
 from storage.artifacts import Lake
 from tests.flows.test_report import Tags
 from tests.made_run import Maker

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from flows.charts import tag
+from flows.report.charts import tag
 from flows.status import steps_of
 from storage.artifacts import Lake
 

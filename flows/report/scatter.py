@@ -9,7 +9,7 @@ from unicodedata import east_asian_width
 
 from markupsafe import Markup
 
-from flows.charts import WIDTH, domain, num, svg, tag, text
+from flows.report.charts import WIDTH, domain, num, svg, tag, text
 
 HEIGHT, EDGE = 400.0, 14.0
 

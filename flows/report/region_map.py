@@ -10,9 +10,9 @@ import polars as pl
 from scipy.linalg import eigh
 from scipy.stats import rankdata
 
-from flows.chart_map import scatter
-from flows.charts import histogram
-from flows.report_texts import line, rows_of, show, spread, texts_of
+from flows.report.charts import histogram
+from flows.report.scatter import scatter
+from flows.report.texts import line, rows_of, show, spread, texts_of
 from flows.status import steps_of
 from storage.artifacts import Lake, Ref
 

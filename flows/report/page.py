@@ -12,11 +12,12 @@ from polars.exceptions import PolarsError
 
 from curation.decide.wording import fraction
 from curation.errors import DataError, UserError
-from flows import charts, status
-from flows.report_map import difficulty_part, map_part, scored
-from flows.report_rounds import ROLES, gain_words, glance, kind_of, round_part, sealed_part, when
-from flows.report_rows import additions, dropped
-from flows.report_texts import show, word_changes
+from flows import status
+from flows.report import charts
+from flows.report.region_map import difficulty_part, map_part, scored
+from flows.report.rounds import ROLES, gain_words, glance, kind_of, round_part, sealed_part, when
+from flows.report.rows import additions, dropped
+from flows.report.texts import show, word_changes
 from storage.artifacts import Lake
 
 STOPS = {
@@ -45,7 +46,7 @@ def page(template: str, facts: dict[str, Any]) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("flows", "."), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("flows.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {

@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from curation.decide.statistics import t_interval
 from curation.evaluate.summarise import paired
-from flows import charts, status
-from flows.report_rows import CONTROLS
-from flows.report_texts import show
+from flows import status
+from flows.report import charts
+from flows.report.rows import CONTROLS
+from flows.report.texts import show
 from flows.status import steps_of
 from storage.artifacts import Lake
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 from polars.exceptions import PolarsError
 
 from curation.errors import DataError, UserError
-from flows import charts
-from flows.report import duration, page
-from flows.report_rounds import FOUND, strictest_of, when
-from flows.report_texts import show
+from flows.report import charts
+from flows.report.page import duration, page
+from flows.report.rounds import FOUND, strictest_of, when
+from flows.report.texts import show
 from flows.status import comparison_lines, state_of
 from storage.artifacts import Lake, Ref
 

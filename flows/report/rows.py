@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.report_texts import line, show, spread, texts_of, two
+from flows.report.texts import line, show, spread, texts_of, two
 from flows.status import steps_of
 from storage.artifacts import Lake, Ref
 
