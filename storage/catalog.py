@@ -6,8 +6,10 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +17,28 @@ import duckdb
 import polars as pl
 
 from curation.errors import DataError, UserError
-from curation.rows import ROWS, TABLES, features_schema
 from storage import shards
 from storage.artifacts import Lake
-from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
-from storage.lineage import ACCOUNTING, COLUMNS, COMMENTS, MACROS
+from storage.layout import Ref, artifact_folder, canonical_json
+from storage.views import DAMAGED, fill, find_all, identifier, literal, read_entries, unglobbed
 
-EDITION = 2  # of the views below: a catalog of another edition is rebuilt
-TYPES: dict[type[pl.DataType], str] = {
-    pl.String: "VARCHAR",
-    pl.Int32: "INTEGER",
-    pl.Int64: "BIGINT",
-    pl.Float64: "DOUBLE",
-    pl.Boolean: "BOOLEAN",
-}
-PLAIN = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
-JSON_TABLES = {
-    "artifacts": "artifact kind name fingerprint stage code_version published rows:BIGINT bytes:BIGINT "
-    "missing_files:BIGINT tables parents counts spec",
-    "datasets": "artifact name version:BIGINT parent:BIGINT strategy rows:BIGINT tokens:BIGINT "
-    "decision evidence",
-    "runs": "run recipe started state artifacts steps",
-    "costs": "run stage round:BIGINT seconds:DOUBLE tokens:BIGINT money:DOUBLE",
-    "alpha_spent": "dataset suite streak:BIGINT round:BIGINT alpha:DOUBLE key",
-    "openings": "dataset suite_hash key opened",
-}
+__all__ = ["build_catalog", "catalog_path", "explain_row", "fresh_catalog", "identifier", "literal", "query"]
 
-
-def literal(text: str) -> str:
-    """The text as an SQL literal, quoted by DuckDB."""
-    return str(duckdb.ConstantExpression(text))
-
-
-def identifier(name: str) -> str:
-    """The name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
+MEMORY = "1500MB"  # of one query; what needs more goes to temporary files
+NAMED = re.compile(r'\s*(?:describe|desc|show)\s+(?:table\s+|view\s+)?"?(\w+)"?\s*;?\s*', re.IGNORECASE)
+LISTED = """
+select name, comment from (
+  select table_name as name, comment, 1 as part from duckdb_tables() where schema_name = 'main' and not internal
+  union all select view_name, comment, 1 from duckdb_views() where schema_name = 'main' and not internal
+  union all select function_name || '(' || array_to_string(parameters, ', ') || ')', comment, 2
+    from duckdb_functions() where function_type in ('macro', 'table_macro') and not internal
+) order by part, name
+"""
+DESCRIBED = """
+select column_name, data_type as column_type, comment from duckdb_columns()
+where schema_name = 'main' and not internal and table_name = ? order by column_index
+"""
+ABOUT_FILES = re.compile(r"parquet|zstd|thrift|TProtocol|magic bytes", re.IGNORECASE)
 
 
 def catalog_path(lake: Lake) -> Path:
@@ -61,26 +50,49 @@ def catalog_path(lake: Lake) -> Path:
     return cache / "gradus" / name / "catalog.duckdb"
 
 
-def build_catalog(lake: Lake) -> Path:
-    """Path of a fresh catalog; whoever has the old one open keeps it, new connections see the new one."""
+def build_catalog(lake: Lake, doubted: Iterable[Ref] = ()) -> Path:
+    """Path of a fresh catalog; whoever has the old one open keeps it, new connections see the new one.
+
+    Of `doubted` artifacts the checksums are compared: a damaged one refuses to be read, and stays so.
+    """
+    with _building(lake) as path:
+        _build(lake, path, doubted)
+    return path
+
+
+@contextmanager
+def _building(lake: Lake) -> Generator[Path]:
     path = catalog_path(lake)
     with (
         shards.disk_errors("the catalog was not built", "the lake is untouched"),
         shards.locked(path.with_name(".catalog.lock")),
     ):
-        for leftover in path.parent.glob(".catalog.*.building*"):
-            leftover.unlink()
-        if path.parent == lake.root:
-            shards.sweep(lake.root)
-        aside = path.with_name(f".catalog.{os.getpid()}.{secrets.token_hex(4)}.building")
-        try:
-            with duckdb.connect(aside, config={"threads": _threads()}) as connection:
-                _fill(connection, lake)
-                connection.execute("checkpoint")
-            _swap(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return path
+        yield path
+
+
+def _build(lake: Lake, path: Path, doubted: Iterable[Ref] = ()) -> None:
+    for leftover in path.parent.glob(".catalog.*.building*"):
+        leftover.unlink()
+    if path.parent == lake.root:
+        shards.sweep(lake.root)
+    aside = path.with_name(f".catalog.{os.getpid()}.{secrets.token_hex(4)}.building")
+    state = _state(lake)  # first: what is published meanwhile makes this catalog stale, not wrong
+    doubts = {*doubted, *_doubted_before(path)}
+    entries = read_entries(lake)
+    found = find_all(lake, doubts)
+    still = [[str(one.ref)] for one in found if one.damage and one.ref in doubts]
+    try:
+        with duckdb.connect(aside, config={"threads": _threads()}) as connection:
+            fill(connection, lake, entries, found)
+            connection.execute("create schema gradus")
+            connection.execute(f"create table gradus.about as select {literal(state)} as state")
+            connection.execute("create table gradus.doubted (artifact varchar)")
+            for name in still:
+                connection.execute("insert into gradus.doubted values (?)", name)
+            connection.execute("checkpoint")
+        _swap(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _swap(aside: Path, path: Path) -> None:
@@ -99,235 +111,179 @@ def _threads() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    state = _state(lake)  # first: what is published meanwhile makes this catalog stale, not wrong
-    known = {ref: (lake.manifest(ref), _missing(lake, ref)) for ref in lake.refs()}
-    whole = {ref: manifest for ref, (manifest, missing) in known.items() if not missing}
-    schemas = {**TABLES, "features": features_schema(1), "embeddings": features_schema(1)}
-    for table, schema in schemas.items():
-        paths = [path for ref in whole if not ref.is_dataset for path in _paths(lake, ref, whole[ref], table)]
-        connection.execute(_view(table, schema, paths))
-    paths = [path for ref in whole if ref.is_dataset for path in _paths(lake, ref, whole[ref], "rows")]
-    connection.execute(_view("dataset_rows", ROWS, paths))
-    connection.execute(
-        "create view every_row as select * from rows "
-        "union all by name select * exclude (dataset, version) from dataset_rows"
-    )
-    for table, records in _records(lake, known).items():
-        _make_table(connection, table, records)
-    current = literal(_current_ingest(lake, list(whole.items())))
-    connection.execute(f"create macro current_ingest() as {current}")
-    connection.execute(ACCOUNTING)
-    connection.execute(MACROS)
-    _comment(connection)
-    connection.execute("create schema gradus")
-    connection.execute(f"create table gradus.about as select {literal(state)} as state")
-
-
-def _missing(lake: Lake, ref: Ref) -> int:
-    folder = artifact_folder(lake.root, ref)
-    return sum(not (folder / name).is_file() for name in lake.manifest(ref)["files"])
-
-
-def _paths(lake: Lake, ref: Ref, manifest: Mapping[str, Any], table: str) -> list[str]:
-    folder = artifact_folder(lake.root, ref)
-    return [str(folder / name) for name in sorted(manifest["files"]) if name.startswith(f"{table}/")]
-
-
-def _view(name: str, schema: pl.Schema, paths: Sequence[str]) -> str:
-    """SQL of a view with the contract's columns first, whatever the files lack; typed even without files."""
-    dataset = name == "dataset_rows"
-    first = {"artifact": "VARCHAR", **({"dataset": "VARCHAR", "version": "INTEGER"} if dataset else {})}
-    types = {**first, **{column: _sql_type(dtype) for column, dtype in schema.items()}}
-    empty = ", ".join(f"null::{kind} as {identifier(column)}" for column, kind in types.items())
-    sql = f"create view {identifier(name)} as select {empty} where false"
-    if not paths:
-        return sql
-    computed = r"regexp_extract(filename, '([^/]+/[^/]+)/[^/]+/[^/]+$', 1) as artifact"
-    if dataset:
-        computed = (
-            r"'dataset/' || regexp_extract(filename, '([^/]+)/rows/[^/]+$', 1) as artifact, "
-            r"regexp_extract(filename, '([^/]+)@v[0-9]+/rows/[^/]+$', 1) as dataset, "
-            r"regexp_extract(filename, '@v([0-9]+)/rows/[^/]+$', 1)::integer as version"
-        )
-    cast = " replace (feature::float[] as feature)" if "feature" in schema else ""
-    files = ", ".join(literal(_unglobbed(path)) for path in paths)
-    return (
-        f"{sql} union all by name select {computed}, * exclude (filename){cast} from read_parquet("
-        f"[{files}], union_by_name = true, filename = true, hive_partitioning = false)"
-    )
-
-
-def _sql_type(dtype: pl.DataType) -> str:
-    if isinstance(dtype, pl.Array):
-        return "FLOAT[]"
-    if isinstance(dtype, pl.List):
-        return "VARCHAR[]"
-    return TYPES[type(dtype)]
-
-
-def _unglobbed(path: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
-
-
-def _records(lake: Lake, known: Mapping[Ref, tuple[dict[str, Any], int]]) -> dict[str, list[dict[str, Any]]]:
-    artifacts, datasets = [], []
-    for ref, (manifest, missing) in known.items():
-        seconds = (artifact_folder(lake.root, ref) / MANIFEST).stat().st_mtime
-        artifacts.append(
-            {
-                name: manifest.get(name)
-                for name in ("kind", "name", "stage", "code_version", "parents", "counts", "spec")
-            }
-            | {"artifact": str(ref), "fingerprint": ref.fingerprint, "missing_files": missing}
-            | {"published": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")}
-            | {"tables": manifest["rows"], "rows": sum(manifest["rows"].values())}
-            | {"bytes": sum(file["bytes"] for file in manifest["files"].values())}
-        )
-        if ref.is_dataset:
-            facts = ("name", "parent", "strategy", "tokens", "decision", "evidence", "content_fp")
-            datasets.append(
-                {"artifact": str(ref), "version": ref.version, "rows": manifest["rows"]["rows"]}
-                | {name: manifest.get(name) for name in facts}
-            )
-    return {
-        "artifacts": artifacts,
-        "datasets": sorted(datasets, key=lambda entry: (entry["name"], entry["version"])),
-        "runs": lake.runs(),
-        "costs": lake.costs(),
-        "alpha_spent": lake.alpha_spent(),
-        "openings": lake.openings(),
-    }
-
-
-def _make_table(connection: duckdb.DuckDBPyConnection, table: str, records: list[dict[str, Any]]) -> None:
-    """A native table: the declared columns, then what else the records have; nested values as JSON text."""
-    declared = {
-        name: kind or "VARCHAR" for name, _, kind in (c.partition(":") for c in JSON_TABLES[table].split())
-    }
-    spelling: dict[str, str] = {}
-    for name in [*declared, *(name for record in records for name in record)]:
-        spelling.setdefault(name.casefold(), name)
-    frame, types = {}, {}
-    for name in spelling.values():
-        values = [record.get(name) for record in records]
-        types[name] = _column_type(values, declared.get(name, "VARCHAR"))
-        fixed = [_json_text(v) for v in values] if types[name] == "VARCHAR" else values
-        frame[name] = pl.Series(name, fixed, dtype=PLAIN[types[name]], strict=False)
-    columns = ", ".join(f"{identifier(name)} {kind}" for name, kind in types.items())
-    connection.execute(f"create table {identifier(table)} ({columns})")
-    connection.register("incoming", pl.DataFrame(frame).to_arrow())
-    connection.execute(f"insert into {identifier(table)} select * from incoming")
-    connection.unregister("incoming")
-
-
-def _column_type(values: Sequence[Any], declared: str) -> str:
-    kinds = {type(value) for value in values if value is not None}
-    if not kinds:
-        return declared
-    if kinds == {bool}:
-        return "BOOLEAN"
-    if kinds == {int} and declared != "DOUBLE" and all(v is None or abs(v) < 2**63 for v in values):
-        return "BIGINT"
-    return "DOUBLE" if kinds <= {int, float} else "VARCHAR"
-
-
-def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else canonical_json(value)
-
-
-def _current_ingest(lake: Lake, whole: Sequence[tuple[Ref, Mapping[str, Any]]]) -> str:
-    """The ingest artifact of the newest run that has one; without a run the one published last; or ''."""
-    named = [run["artifacts"].get("ingest") for run in lake.runs() if isinstance(run.get("artifacts"), dict)]
-    named = [name for name in named if isinstance(name, str)]
-    if named:
-        return named[-1]
-    ingests = [ref for ref, manifest in whole if "records" in manifest["rows"]]
-    times = [((artifact_folder(lake.root, ref) / MANIFEST).stat().st_mtime_ns, str(ref)) for ref in ingests]
-    return max(times)[1] if times else ""
-
-
-def _comment(connection: duckdb.DuckDBPyConnection) -> None:
-    found = connection.execute(
-        "select distinct c.table_name, column_name, v.view_name is not null from duckdb_columns() c "
-        "left join duckdb_views() v on v.view_name = c.table_name and not v.internal where not c.internal"
-    ).fetchall()
-    for name, is_view in sorted({(name, is_view) for name, _, is_view in found}):
-        kind = "view" if is_view else "table"
-        connection.execute(f"comment on {kind} {identifier(name)} is {literal(COMMENTS[name])}")
-    for name, column, _ in sorted(found):
-        if column in COLUMNS:
-            target = f"{identifier(name)}.{identifier(column)}"
-            connection.execute(f"comment on column {target} is {literal(COLUMNS[column])}")
-
-
 def _state(lake: Lake) -> str:
-    """A digest of everything that a catalog shows, cheap enough to take before every query."""
-    entries = [
-        p
-        for kind in ("runs", "costs/*", "alpha/*", "openings/*")
-        for p in lake.root.glob(f"{kind}/[!.]*.json")
-    ]
-    seen = sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in entries)
-    body = canonical_json(
-        [EDITION, duckdb.__version__, str(lake.root), [str(ref) for ref in lake.refs()], seen]
-    )
-    return hashlib.blake2b(body.encode(), digest_size=16).hexdigest()
+    """A digest of everything that a catalog shows, cheap enough to take before every query.
+
+    Artifacts and entries are only ever added, so their names say it; a run's record is replaced by another file.
+    """
+    folders = [*(f"artifacts/{kind}" for kind in _names(f"{lake.root}/artifacts")), "datasets"]
+    for kind in ("costs", "alpha", "openings"):
+        folders += [f"{kind}/{name}" for name in _names(f"{lake.root}/{kind}")]
+    names = [[folder, _names(f"{lake.root}/{folder}")] for folder in folders]
+    runs = []
+    for name in _names(f"{lake.root}/runs"):
+        with suppress(FileNotFoundError):
+            stat = (lake.root / "runs" / name).stat()
+            runs.append([name, stat.st_mtime_ns, stat.st_size, stat.st_ino])
+    body = canonical_json([_edition(), duckdb.__version__, str(lake.root), names, runs])
+    return hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@cache
+def _edition() -> str:
+    """A digest of what makes a catalog: one that other code made is rebuilt."""
+    parts = ("views.py", "catalog.sql", "comments.toml")
+    body = b"".join((Path(__file__).parent / name).read_bytes() for name in parts)
+    return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 (much quicker)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _open(path: Path) -> duckdb.DuckDBPyConnection:
+    """A connection of its own to the catalog, read-only: one that this process has open already may be an old one."""
+    config: dict[str, Any] = {"threads": _threads(), "memory_limit": MEMORY, "temp_directory": _spill()}
+    connection = duckdb.connect(config=config)
+    try:
+        connection.execute(f"attach {literal(str(path))} as catalog (read_only)")
+        connection.execute("use catalog")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _spill() -> str:
+    return str(Path(tempfile.gettempdir()) / f"gradus-{os.getuid()}-{os.getpid()}.spill")
+
+
+def _doubted_before(path: Path) -> list[Ref]:
+    with suppress(duckdb.Error), _open(path) as connection:
+        return [Ref.parse(name) for (name,) in connection.execute("from gradus.doubted").fetchall()]
+    return []
 
 
 def fresh_catalog(lake: Lake) -> Path:
     """Path of a catalog that shows the lake as it is: the one there is, or a new one."""
-    path = catalog_path(lake)
-    if path.exists():
+    _open_fresh(lake).close()
+    return catalog_path(lake)
+
+
+def _open_fresh(lake: Lake) -> duckdb.DuckDBPyConnection:
+    connection = _open_if_fresh(lake)
+    if connection is None:
+        with _building(lake) as path:
+            connection = _open_if_fresh(lake)  # another process may have built it while this one waited
+            if connection is None:
+                _build(lake, path)
+    return connection or _open(catalog_path(lake))
+
+
+def _open_if_fresh(lake: Lake) -> duckdb.DuckDBPyConnection | None:
+    with suppress(duckdb.Error):  # damaged or of another edition: it is only a lens, and is made again
+        connection = _open(catalog_path(lake))
         try:
-            with duckdb.connect(path, read_only=True, config={"threads": _threads()}) as connection:
-                if connection.execute("select state from gradus.about").fetchall() == [(_state(lake),)]:
-                    return path
-        except duckdb.Error:
-            pass  # damaged or of another edition: it is only a lens, and is made again
-    return build_catalog(lake)
-
-
-def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
-    """(step, what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
-    if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
-        raise UserError(
-            f'{beginning!r} is no row id; ids are 32 hex digits: gradus sql "select row_id, prompt from rows limit 5"'
-        )
-    found = query(
-        lake, "select distinct row_id from every_row where starts_with(row_id, ?) limit 3", [beginning]
-    )
-    if len(found) != 1:
-        many = f"more than one row begins with {beginning}; give more digits"
-        raise UserError(many if len(found) else f"no row {beginning} in {lake.root}")
-    # A macro takes no bound values; `literal` quotes, and the id is hex digits only.
-    return query(lake, f"from explain_row({literal(found['row_id'][0])})")
+            if connection.execute("select state from gradus.about").fetchall() == [(_state(lake),)]:
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    return None
 
 
 def query(lake: Lake, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
     """What one SELECT gives on a fresh catalog; it can read this lake's files only, and write nothing.
 
-    `values` are bound to the `?` of the statement.
+    `values` are bound to the `?` of the statement. DESCRIBE and SHOW TABLES tell the comments too.
     """
-    with duckdb.connect(fresh_catalog(lake), read_only=True, config={"threads": _threads()}) as connection:
-        allowed = sorted({f"{lake.root}/", _unglobbed(f"{lake.root}/")})
-        connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
-        try:
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise UserError(
-                    "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and "
-                    f"changes nothing; got: {', '.join(s.type.name for s in statements) or 'no statement'}"
-                )
-            found = pl.DataFrame(connection.sql(sql, params=list(values)).to_arrow_table())
-            return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
-        except duckdb.IOException as error:
-            raise DataError(
-                f"the lake lost a file: {error}; from artifacts where missing_files > 0 names the artifact"
-            ) from error
-        except duckdb.Error as error:
+    try:
+        with _open_fresh(lake) as connection:
+            return _answer(lake, connection, sql, values)
+    except duckdb.Error as error:
+        if not _about_files(lake, error):
             raise UserError(
                 f"{error}\nviews and macros: `show tables`, `describe rows`, explain_row(id)"
             ) from error
+        path = build_catalog(
+            lake, _suspects(lake, str(error))
+        )  # a repaired lake is read, a damaged one named
+    try:
+        with _open(path) as connection:
+            return _answer(lake, connection, sql, values)
+    except duckdb.Error as error:
+        found, text = str(error).partition(DAMAGED)[1:]
+        raise DataError(text if found else f"the lake cannot be read: {error}") from error
+
+
+def _answer(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any]
+) -> pl.DataFrame:
+    allowed = sorted({f"{lake.root}/", unglobbed(f"{lake.root}/"), f"{_spill()}/"})
+    connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+    _refuse_others(connection, sql)
+    named = NAMED.fullmatch(sql)
+    if named and named[1].casefold() == "tables":
+        sql, values = LISTED, ()
+    elif named and connection.execute(DESCRIBED, [named[1].casefold()]).fetchall():
+        sql, values = DESCRIBED, [named[1].casefold()]
+    found = pl.DataFrame(connection.sql(sql, params=list(values)).to_arrow_table())
+    return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
+
+
+def _refuse_others(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    statements = connection.extract_statements(sql)
+    try:
+        kinds = [statement.type.name for statement in statements]
+    except ValueError:
+        kinds = ["a statement of another kind"]
+    if kinds != ["SELECT"]:
+        raise UserError(
+            "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and "
+            f"changes nothing; got: {', '.join(kinds) or 'no statement'}"
+        )
+
+
+def _about_files(lake: Lake, error: duckdb.Error) -> bool:
+    """Is it the lake's files that an error is about, not the statement?"""
+    if isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.PermissionException):
+        return False
+    text = str(error)
+    return (
+        isinstance(error, duckdb.IOException)
+        or DAMAGED in text
+        or f"{lake.root}/" in text
+        or bool(ABOUT_FILES.search(text))
+    )
+
+
+def _suspects(lake: Lake, text: str) -> list[Ref]:
+    """Artifacts whose bytes an error puts in doubt: those it names, or all of them."""
+    if DAMAGED in text:
+        return []
+    return [ref for ref in lake.refs() if str(artifact_folder(lake.root, ref)) in text] or lake.refs()
+
+
+def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
+    """(what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
+    if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
+        raise UserError(
+            f'{beginning!r} is no row id; ids are 32 hex digits: gradus sql "select row_id, prompt from rows limit 5"'
+        )
+    if len(beginning) < 32:
+        begins = "row_id >= $1 and row_id < $1 || 'g' and starts_with(row_id, $1)"  # a range skips row groups
+        found = query(lake, f"select distinct row_id from every_row where {begins} limit 3", [beginning])
+        if len(found) > 1:
+            raise UserError(f"more than one row begins with {beginning}; give more digits")
+        beginning = found["row_id"][0] if len(found) else beginning
+    # A macro takes no bound values; `literal` quotes, and the id is hex digits only.
+    lines = query(lake, f"from explain_row({literal(beginning)})")
+    if "row" not in lines["what"]:
+        raise UserError(f"no row {beginning} in {lake.root}")
+    return lines

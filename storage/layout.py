@@ -14,6 +14,7 @@ from urllib.parse import quote
 from curation.errors import UserError
 
 FORMAT = 1
+WRITING = 2  # of how tables become bytes (`shards.write_parquet`): equal fingerprints promise equal bytes
 MANIFEST = "manifest.json"
 FILES = "files"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,119}")
@@ -98,7 +99,7 @@ def fingerprint(stage: str, code_version: str, spec: Mapping[str, Any], inputs: 
     `spec` must be JSON (dicts, lists, text, numbers, booleans, None); a tuple counts as a list.
     `inputs` keep their order. Nothing about where or when the stage runs belongs here.
     """
-    body = canonical_json([stage, code_version, dict(spec), list(inputs)])
+    body = canonical_json([WRITING, stage, code_version, dict(spec), list(inputs)])
     return hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 

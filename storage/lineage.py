@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,18 @@ def read_manifest(root: Path, ref: Ref) -> dict[str, Any]:
         raise UserError(f"{ref} is not in the lake {root}; `gradus inspect` lists what is") from error
 
 
+def damage_of(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which of these files is missing or has another size than it was published with; empty when none."""
+    for name, facts in files.items():
+        try:
+            size = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (much quicker)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if size != facts["bytes"]:
+            return f"{name} has {size} bytes, published with {facts['bytes']}"
+    return ""
+
+
 def half_deleted(ref: Ref, folder: Path, what: str) -> str:
     """What to tell a person whose artifact lost a part, and what to type."""
     remedy = (
@@ -108,147 +121,3 @@ def ancestors(root: Path, ref: Ref) -> list[tuple[Ref, Ref]]:
                 seen.add(parent)
                 ahead.append(parent)
     return pairs
-
-
-COMMENTS = {
-    "records": "every record read from a source, and what became of it; reason NULL: a row",
-    "rows": "rows of every artifact that has them; datasets are in dataset_rows",
-    "ledger": "decisions on rows; a row without a line is kept",
-    "suite_items": "items of the evaluation suites",
-    "scores": "one number a row, proxy and scorer",
-    "features": "projected gradients, one a row and proxy",
-    "embeddings": "embeddings, one a row and encoder",
-    "regions": "the region of gradient space that a row lies in, at each scale; -1: its feature has no direction",
-    "region_table": "regions of each scale: size, share, density, terms, exemplars",
-    "selections": "rows of each arm, replicate and phase",
-    "models": "models trained",
-    "outcomes": "what a model did on one item of a suite",
-    "comparisons": "differences between arms with intervals",
-    "decisions": "what the loop decided in each round, and why",
-    "diversity": "diversity of subsets",
-    "dataset_rows": "rows of every published dataset version",
-    "accounting": "records at ingest: read = kept + sum(dropped), by source; of the newest run",
-    "accounting_all": "the same for every ingest artifact",
-    "artifacts": "everything published; missing_files > 0: half deleted, and left out of the other views",
-    "datasets": "published dataset versions",
-    "runs": "executions of recipes; nested values are JSON text",
-    "costs": "cost entries of runs",
-    "alpha_spent": "error probability spent by confirmatory tests; only ever added to",
-    "openings": "when sealed suites were opened",
-    "every_row": "rows and dataset_rows together",
-}
-COLUMNS = {
-    "artifact": "kind/name@fingerprint, or dataset/name@vN",
-    "row_id": "the row's name for ever: 128-bit hash of its source and raw fields",
-    "source": "name of the source in the recipe",
-    "reason": "why; NULL in records: the record is a row",
-    "feature": "vector, float16 at rest",
-    "scale": "coarse (the map) or fine",
-    "carried": "overlap of rows with the region of this number in the round before; NULL: a new region",
-    "knn_density": "mean cosine of the rows to their ten nearest others",
-    "twin": "the row or suite item that this row duplicates",
-    "kept": "records of the source that became rows and were not dropped",
-    "read": "records of the source",
-    "dropped": "records of the source lost for this reason",
-    "published": "file time of the manifest, UTC",
-}
-
-# A row's way, as table macros of the catalog; `current_ingest()` is what `accounting` shows.
-MACROS = """
-create macro explain_row(id) as table
-select what, detail from (
-  select distinct 1 as step, 'record' as what, concat_ws(', ', 'source ' || source, 'file ' || file,
-    'record ' || position, 'not a row: ' || reason) as detail from records where row_id = id
-  union all by name
-  select distinct 2 as step, 'row' as what, concat_ws(', ', origin, 'source ' || source, 'split ' || split,
-    'label ' || label, 'licence ' || licence,
-    'parents ' || nullif(array_to_string(parents, ' '), '')) as detail
-    from every_row where row_id = id
-  union all by name
-  select distinct 3 as step, 'prompt' as what, prompt as detail from every_row where row_id = id
-  union all by name
-  select distinct 4 as step, 'response' as what, response as detail from every_row where row_id = id
-  union all by name
-  select distinct 5 as step, 'ledger' as what, concat_ws(', ', stage, 'round ' || "round", decision, reason,
-    'value ' || "value", 'threshold ' || threshold, 'twin ' || twin) as detail from ledger where row_id = id
-  union all by name
-  select distinct 6 as step, 'score' as what, concat_ws(', ', 'proxy ' || proxy, scorer || ' = ' || "value")
-    as detail from scores where row_id = id
-  union all by name
-  select distinct 7 as step, 'region' as what, concat_ws(', ', 'proxy ' || proxy, scale || ' region ' || region,
-    'distance ' || distance) as detail from regions where row_id = id
-  union all by name
-  select distinct 8 as step, 'selection' as what, concat_ws(', ', 'round ' || "round", phase, 'arm ' || arm,
-    'replicate ' || replicate, 'rank ' || "rank") as detail from selections where row_id = id
-  union all by name
-  select distinct 9 as step, 'child' as what, row_id as detail from every_row where list_contains(parents, id)
-  union all by name
-  select distinct 10 as step, 'dataset' as what, artifact as detail from dataset_rows where row_id = id
-) order by step, detail;
-
-create macro curated(dataset_name) as table
-select * from dataset_rows where dataset = dataset_name
-  and "version" = (select max("version") from datasets where "name" = dataset_name);
-
-create macro curated_at(dataset_name, version_number) as table
-select * from dataset_rows where dataset = dataset_name and "version" = version_number;
-
-create macro what_changed(dataset_name, v1, v2) as table
-with old as (select * from dataset_rows where dataset = dataset_name and "version" = v1),
-     new as (select * from dataset_rows where dataset = dataset_name and "version" = v2)
-select 'added' as change, * exclude (artifact, dataset, "version") from new anti join old using (row_id)
-union all by name
-select 'removed' as change, * exclude (artifact, dataset, "version") from old anti join new using (row_id)
-order by change, row_id;
-
-create macro drops() as table
-select source, file, position, row_id, reason, null::double as "value", null::double as threshold,
-  null::varchar as twin from records where artifact = current_ingest() and reason is not null
-union all by name
-select r.source, r.file, r.position, l.row_id, l.reason, l."value", l.threshold, l.twin
-  from ledger l left join records r on r.row_id = l.row_id and r.artifact = l.artifact and r.reason is null
-  where l.artifact = current_ingest() and l.stage = 'ingest' and l.decision = 'drop'
-order by source, file, position, reason;
-
-create macro path_of(run_id, round_number, arm_name, suite_name, metric_name) as table
-with way as (select steps as refs from runs where run = run_id)
-select c.control, c.difference, c.low, c.high, m.model, m.replicate, s.row_id, s."rank", e.origin, e.parents,
-  r.source, r.file, r.position
-from way
-  join comparisons c on contains(way.refs, c.artifact) and c."round" = round_number and c.arm = arm_name
-    and c.suite = suite_name and c.metric = metric_name
-  join models m on contains(way.refs, m.artifact) and m."round" = c."round" and m.phase = c.phase
-    and m.arm = c.arm
-  join selections s on contains(way.refs, s.artifact) and s."round" = m."round" and s.phase = m.phase
-    and s.arm = m.arm and s.replicate = m.replicate
-  left join (select distinct row_id, origin, parents from every_row) e on e.row_id = s.row_id
-  left join (select distinct row_id, source, file, position from records where reason is null) r
-    on r.row_id = s.row_id
-order by c.control, m.replicate, s."rank", s.row_id;
-"""
-
-# Real records at ingest: read = kept + sum(dropped), for each artifact and source.
-ACCOUNTING = """
-create view accounting_all as
-with each_source as (
-  select artifact, source, count(*) as n_read from records group by all),
-named as (
-  select artifact, source, row_id, count(*) as n from records where reason is null group by all),
-lines as (
-  select artifact, row_id, reason, row_number() over (partition by artifact, row_id order by reason) as nth
-  from ledger where stage = 'ingest' and decision = 'drop'),
-lost as (
-  select artifact, source, reason from records where reason is not null
-  union all
-  select named.artifact, named.source, coalesce(lines.reason, 'unnamed') from lines join named
-    on named.artifact = lines.artifact and named.row_id = lines.row_id and lines.nth <= named.n),
-counted as (
-  select artifact, source, reason, count(*) as n_lost from lost group by all)
-select s.artifact, s.source, s.n_read as read,
-  (s.n_read - coalesce(sum(c.n_lost) over (partition by s.artifact, s.source), 0))::bigint as kept,
-  c.reason, coalesce(c.n_lost, 0) as dropped
-from each_source s left join counted c on c.artifact = s.artifact and c.source = s.source;
-create view accounting as
-  select * exclude (artifact) from accounting_all where artifact = current_ingest()
-  order by source, dropped desc, reason;
-"""

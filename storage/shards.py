@@ -22,9 +22,10 @@ from curation.errors import DataError, UserError
 from curation.rows import TABLES, check
 from storage.layout import FILES, checked_name
 
-ROWS_A_GROUP = 65_536
+ROWS_A_GROUP = 32_768  # measured: one row is found soonest, and counting is as quick as with larger groups
+VECTORS_A_GROUP = 65_536
 VECTOR_TABLES = ("features", "embeddings")
-_DISK = {
+DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "access is denied",
@@ -53,10 +54,10 @@ def disk_errors(doing: str, kept: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"{doing}: {_DISK[error.errno]}{where}; {kept}; repair that and run again") from error
+        raise UserError(f"{doing}: {DISK[error.errno]}{where}; {kept}; repair that and run again") from error
 
 
 @contextmanager
@@ -196,9 +197,15 @@ def check_table(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """A new Parquet file, fsynced; equal frames give equal bytes. A table of vectors is not compressed (it cannot be)."""
+    """A new Parquet file, fsynced; equal frames give equal bytes. A table of vectors is not compressed (it cannot be).
+
+    A Bloom filter on `row_id` lets a query for one row skip the row groups without it. Other bytes for equal frames
+    need another `layout.WRITING`.
+    """
     arrow = frame.rechunk().to_arrow().combine_chunks()
     vectors = any(isinstance(dtype, pl.Array) for dtype in frame.dtypes)
+    group = VECTORS_A_GROUP if vectors else ROWS_A_GROUP
+    bloom = not vectors and frame.schema.get("row_id") == pl.String
     by_column: dict[str, Any] = {
         "use_dictionary": [name for name, dtype in frame.schema.items() if dtype == pl.String] or False,
         "write_statistics": [name for name, dtype in frame.schema.items() if not dtype.is_nested()],
@@ -210,7 +217,10 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             version="2.6",
             compression="none" if vectors else "zstd",
             compression_level=None if vectors else 3,
-            row_group_size=ROWS_A_GROUP,
+            row_group_size=group,
+            bloom_filter_options={"row_id": {"ndv": max(1, min(len(frame), group)), "fpp": 0.01}}
+            if bloom
+            else None,
             **by_column,
         )
         file.flush()
@@ -240,7 +250,10 @@ def _read_one(path: Path, columns: list[str] | None) -> pl.DataFrame:
 def write_shard(
     work_path: Path, key: str, tables: Mapping[str, pl.DataFrame], files: Mapping[str, bytes] | None = None
 ) -> None:
-    """A finished shard in a draft's work folder, whole or not at all, from any process; idempotent."""
+    """A finished shard in a draft's work folder, whole or not at all, from any process; idempotent.
+
+    Lines of a ledger are put in order of `row_id`, so that those of one row are found without reading the others.
+    """
     final = Path(work_path) / "shards" / checked_name("shard key", key)
     for table, frame in tables.items():
         check_table(table, frame)
@@ -261,7 +274,8 @@ def write_shard(
 def _fill(aside: Path, tables: Mapping[str, pl.DataFrame], files: Mapping[str, bytes]) -> None:
     (aside / FILES).mkdir(parents=True)
     for table, frame in tables.items():
-        write_parquet(aside / f"{table}.parquet", frame)
+        ordered = frame.sort("row_id", maintain_order=True) if table == "ledger" else frame
+        write_parquet(aside / f"{table}.parquet", ordered)
     for name, data in files.items():
         write_bytes(aside / FILES / name, data)
     fsync_folder(aside / FILES)

@@ -38,6 +38,9 @@ def facts(text: str = "x", **more: Any) -> dict[str, Any]:
     return {
         "title": text,
         "words": "tickets@v2",
+        "split": None,
+        "gzip": False,
+        "cleaning_note": None,
         "what": text,
         "loud": text,
         "rows": 10,
@@ -149,6 +152,7 @@ def test_what_is_not_known_is_said() -> None:
             loud=None,
             decision=None,
             cleaning=None,
+            cleaning_note="no longer in the lake",
             synthetic=None,
             evaluation=[],
             sealed_note=None,

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from lakes import features, ingested, rows, scores
 
-from curation.errors import DataError, UserError
+from curation.errors import UserError
 from curation.rows import TABLES
 from storage.artifacts import Lake, Ref
 from storage.catalog import build_catalog, catalog_path, query
@@ -125,7 +125,7 @@ def test_macros(lake: Lake) -> None:
     dropped = query(lake, "from explain_row('tickets-00006')").rows()
     assert ("ledger", "ingest, round 0, drop, contaminated, twin suite new-topics") in dropped
     kept = query(lake, "from explain_row('tickets-00001')")
-    assert {"record", "row", "prompt", "response", "ledger", "score", "child", "dataset"} == set(kept["what"])
+    assert {"record", "row", "prompt", "response", "ledger", "score", "dataset"} == set(kept["what"])
     assert (
         query(lake, "from curated('x')")["row_id"].to_list()
         == pl.concat([rows(2), rows(3, 10)])["row_id"].to_list()
@@ -166,16 +166,6 @@ def test_a_moved_or_damaged_catalog_is_rebuilt(lake: Lake, tmp_path: Path) -> No
     assert [p.name for p in moved.root.iterdir() if "catalog" in p.name and not p.name.startswith(".")] == [
         path.name
     ]
-
-
-def test_a_half_deleted_artifact_is_left_out_and_named(lake: Lake) -> None:
-    query(lake, "from scores")
-    (lake.root / "artifacts" / "score" / f"x@{FP}" / "scores" / "a=1.parquet").unlink()
-    with pytest.raises(DataError, match="missing_files"):
-        query(lake, "from scores")
-    build_catalog(lake)
-    assert query(lake, "from scores").is_empty() and query(lake, "from features").is_empty()
-    assert query(lake, "select artifact from artifacts where missing_files > 0").item() == f"score/x@{FP}"
 
 
 @pytest.mark.parametrize(
