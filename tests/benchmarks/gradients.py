@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one model, one core, shorter rows: 5 minutes, not 30"
+        "--quick", action="store_true", help="one model, one core, shorter rows: under 5 minutes, not 45"
     )
     parser.add_argument(
         "--model",
