@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from curation.decide.statistics import sign_flip_p, t_interval
 from curation.decide.wording import interval, points, probability
-from curation.errors import DataError, UserError
 from curation.evaluate.summarise import paired
 from curation.specs import Recipe
 from flows.chosen import ids_of
+from flows.origin import UNREADABLE, Origin, by_hand_as, origin_of
+from flows.recipe_text import recipe_text
 from flows.status import arm_summary, arms_of, sealed_facts, steps_of
 from storage.artifacts import Lake, Ref, fingerprint
 from storage.export import row_counts, rows_by_id, rows_of_artifact
@@ -28,51 +27,14 @@ GENERATORS = {
 }
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a set comes from: its arm in a round of a run (None: unknown), the decision on it, its pool."""
-
-    arm: str
-    strategy: str | None
-    pool: Ref | None
-    run: dict[str, Any] | None = None
-    round: int | None = None
-    verdict: Ref | None = None
-    by_hand: dict[str, Any] | None = None
-    one_of_arm: bool = False  # one replicate of an arm, and no version or candidate
-
-
-def origin_of(lake: Lake, ref: Ref) -> Origin:
-    """The origin of a dataset version or candidate, through the evidence that its manifest names."""
-    manifest = lake.manifest(ref)
-    evidence = Ref.parse(manifest["evidence"])
-    if evidence.kind == "by_hand":
-        source = Ref.parse(lake.manifest(evidence)["parents"][0])
-        found, line = origin_of(lake, source), lake.read(evidence, "decisions").row(0, named=True)
-        hand = {"of": str(source), "reason": line["reason"]}
-        return Origin(**{**vars(found), "by_hand": hand})
-    strategy = manifest["strategy"]
-    if evidence.kind == "decide":
-        run = _run_with(lake, evidence)
-        step = next((s for s in run["steps"] if s["artifact"] == str(evidence)), None) if run else None
-        pool = steps_of(run, "ingest")[-1] if run else None
-        return Origin("candidate", strategy, pool, run, step["round"] if step else None, evidence)
-    run = _run_with(lake, evidence)
-    rounds = [s["round"] for s in run["steps"] if s["stage"] == "decide"] if run else []
-    return Origin("previous", strategy, evidence, run, min(rounds, default=None))
-
-
-def _run_with(lake: Lake, ref: Ref) -> dict[str, Any] | None:
-    """The newest run that made or found this artifact, a completed one if there is one."""
-    runs = [r for r in lake.runs() if any(s["artifact"] == str(ref) for s in r["steps"])]
-    return max(runs, key=lambda r: r["state"] == "completed", default=None) if runs else None
-
-
 def about_set(lake: Lake, ref: Ref, split: str | None) -> tuple[dict[str, str], list[Part], dict[str, Any]]:
     """(identity, rows, card) of a version or candidate."""
     parts, origin = rows_of_artifact(lake, ref), origin_of(lake, ref)
     identity = {"ref": str(ref), "fingerprint": lake.manifest(ref)["content_fp"]}
-    return identity, parts, _card(lake, str(ref).removeprefix("dataset/"), origin, parts, split)
+    about = _card(lake, str(ref).removeprefix("dataset/"), origin, parts, split)
+    if ref.kind == "candidate" and (versions := by_hand_as(lake, ref)):
+        about["loud"] = f"Published BY HAND as {', '.join(versions)}. {about['loud']}"
+    return identity, parts, about
 
 
 def about_arm(
@@ -84,37 +46,48 @@ def about_arm(
     round = next(s["round"] for s in record["steps"] if s["artifact"] == str(sets))
     identity = {"ref": str(sets), "round": round, "phase": phase, "arm": arm, "replicate": replicate}
     identity["fingerprint"] = fingerprint("arm", "1", identity, [])
-    origin = Origin(arm, None, steps_of(record, "ingest")[-1], record, round, one_of_arm=True)
+    origin = Origin(arm, None, steps_of(record, "ingest")[-1], record, round, phase=phase)
     title = f"{sets.name} round {round}, {phase} arm {arm}, replicate {replicate}"
     about = _card(lake, title, origin, parts, split)
-    about["words"] = f"{sets.name} --arm {arm} --round {round} --replicate {replicate}"
+    where = f"--run {record['run']} --round {round} --phase {phase}"
+    about["words"] = f"{sets.name} --arm {arm} {where} --replicate {replicate}"
     return identity, parts, about
 
 
 def _card(lake: Lake, title: str, origin: Origin, parts: list[Part], split: str | None) -> dict[str, Any]:
     """All that `storage.cards.render` needs beside the facts of the files; `rows_by` counts the rows."""
-    recipe = Recipe.model_validate(origin.run["recipe_spec"]) if origin.run else None
+    recipe = _recipe(origin)
     keys = ["source", "licence", "origin"]
     rows_by = row_counts(parts, split)
     counts = rows_by.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
     decision = _decision(lake, origin)
     tables, note = _evaluation(lake, origin)
+    cleaning = _cleaning(lake, origin, recipe)
     return {
         "title": title,
         "words": title,
+        "split": split,
         "what": _what(title, origin, recipe),
         "loud": _loud(title, origin, decision),
         "rows_by": rows_by,
         "counts": counts.to_dicts(),
         "urls": {s.name: s.url for s in recipe.source if s.url} if recipe else {},
         "decision": decision,
-        "cleaning": _cleaning(lake, origin, recipe),
+        "cleaning": cleaning,
+        "cleaning_note": _no_cleaning(origin) if cleaning is None else None,
         "synthetic": _synthetic(counts, recipe),
         "evaluation": tables,
         "sealed_note": note,
         "limits": _limits(origin, recipe, tables, counts),
         "recipe": recipe_text(recipe) if recipe else None,
     }
+
+
+def _recipe(origin: Origin) -> Recipe | None:
+    try:
+        return Recipe.model_validate(origin.run["recipe_spec"]) if origin.run else None
+    except (ValidationError, KeyError):  # another Gradus wrote it
+        return None
 
 
 def _short(decision: dict[str, Any]) -> str:
@@ -138,16 +111,19 @@ def _loud(title: str, origin: Origin, decision: dict[str, Any] | None) -> str | 
     if title.startswith("candidate/") and not origin.verdict:
         return "A base that was not published: the name had versions of other rows already."
     if title.startswith("candidate/"):
-        return f"This candidate DID NOT WIN and was not published. Decision: {_short(decision)}"
+        return f"This candidate DID NOT WIN and no comparison published it. Decision: {_short(decision)}"
     return None
 
 
 def _decision(lake: Lake, origin: Origin) -> dict[str, Any] | None:
-    if origin.one_of_arm:
+    if origin.phase:
         return None
     line = {"decision": "base", "round": None, "strategy": origin.strategy, "reason": BASE}
     if origin.verdict:
-        found = lake.read(origin.verdict, "decisions").row(0, named=True)
+        try:
+            found = lake.read(origin.verdict, "decisions").row(0, named=True)
+        except UNREADABLE:
+            found = {**line, "decision": "unknown", "reason": f"{origin.verdict} cannot be read"}
         line = {name: found[name] for name in line}
     return {**line, "by_hand": origin.by_hand}
 
@@ -156,7 +132,7 @@ BASE = "the clean pool, cut to the budget at random within labels: what is train
 
 
 def _cleaning(lake: Lake, origin: Origin, recipe: Recipe | None) -> dict[str, Any] | None:
-    """Records read, kept and dropped by reason, each record once: as the view `accounting` counts them."""
+    """Records read, kept and dropped, each once, by the reason that came first: as the report counts them."""
     if origin.pool is None:
         return None
     try:
@@ -164,7 +140,7 @@ def _cleaning(lake: Lake, origin: Origin, recipe: Recipe | None) -> dict[str, An
         lines = lake.scan(origin.pool, "ledger").filter(
             pl.col("decision") == "drop", pl.col("stage") == "ingest"
         )
-        first = lines.group_by("row_id").agg(pl.col("reason").min())
+        first = lines.unique("row_id", keep="first", maintain_order=True)
         rows = records.filter(pl.col("reason").is_null()).select("row_id")
         lost = pl.concat(
             [
@@ -174,7 +150,7 @@ def _cleaning(lake: Lake, origin: Origin, recipe: Recipe | None) -> dict[str, An
         )
         drops = lost.group_by("reason").len().sort("len", "reason", descending=[True, False]).collect().rows()
         read = records.select(pl.len()).collect().item()
-    except (UserError, DataError, FileNotFoundError):
+    except UNREADABLE:
         return None
     return {
         "read": read,
@@ -184,6 +160,11 @@ def _cleaning(lake: Lake, origin: Origin, recipe: Recipe | None) -> dict[str, An
         "words": recipe.ingest.decontaminate_ngram_words if recipe else "several",
         "worlds": recipe.worlds if recipe else 0,
     }
+
+
+def _no_cleaning(origin: Origin) -> str:
+    pool = origin.pool or "its pool"
+    return f"What was dropped, and why, cannot be told: {pool} is damaged, or no longer in the lake that this export came from."
 
 
 def _synthetic(counts: pl.DataFrame, recipe: Recipe | None) -> dict[str, Any] | None:
@@ -199,16 +180,22 @@ def _evaluation(lake: Lake, origin: Origin) -> tuple[list[dict[str, Any]], str |
     """Tables of every arm of the round, on the judge suites and on the sealed ones; and what to say of the sealed."""
     if origin.run is None or origin.round is None:
         return [], None
+    phase = "screen" if origin.phase == "screen" else "confirm"
+    if not steps_of(origin.run, "evaluate", origin.round, phase):
+        return [], None
     try:
-        tables = [_table(lake, origin, "confirm", f"Judge suites, round {origin.round}")]
+        if phase == "screen":
+            title = f"Steer suites, screen of round {origin.round}: these rows were only screened, not judged"
+            return [_table(lake, origin, phase, title)], None
+        tables = [_table(lake, origin, phase, f"Judge suites, round {origin.round}")]
         sealed = sealed_facts(lake, origin.run)
         if sealed and sealed["round"] == origin.round:
             tables.append(
                 _table(lake, origin, "sealed", "Sealed suites, opened once, after the last decision")
             )
             return tables, None
-    except (UserError, DataError, FileNotFoundError, IndexError):
-        return [], "The figures of this round are no longer in the lake."
+    except UNREADABLE:
+        return [], "The figures of this round are damaged, or no longer in the lake."
     if sealed:
         return tables, f"The sealed suites were opened for the models of round {sealed['round']} only."
     return tables, origin.run.get("sealed_note") or "No sealed suite was opened for this set."
@@ -220,7 +207,7 @@ def _table(lake: Lake, origin: Origin, phase: str, title: str) -> dict[str, Any]
     endpoint = run["recipe_spec"]["decide"]["endpoint"]
     summary = arm_summary(lake, run, round, phase)
     arms = arms_of(summary)
-    this = origin.arm if origin.arm in arms else "candidate"
+    this = origin.arm if origin.arm in arms else None
     suites = summary.filter(~pl.col("suite").is_in(["ood_mean", "id_mean"]))
     return {
         "title": title,
@@ -234,12 +221,12 @@ def _table(lake: Lake, origin: Origin, phase: str, title: str) -> dict[str, Any]
     }
 
 
-def _arm(summary: pl.DataFrame, arm: str, this: str, n: int, endpoint: str) -> dict[str, Any]:
+def _arm(summary: pl.DataFrame, arm: str, this: str | None, n: int, endpoint: str) -> dict[str, Any]:
     def mean(suite: str) -> str:
         lines = summary.filter(pl.col("arm") == arm, pl.col("suite") == suite)
         return _figure(lines[endpoint].to_list()) if len(lines) else "–"
 
-    d = paired(summary, this, arm, "ood_mean", endpoint) if arm != this else []
+    d = paired(summary, this, arm, "ood_mean", endpoint) if this not in (None, arm) else []
     against = [t_interval(d)] if len(d) else []
     return {
         "arm": arm,
@@ -282,7 +269,7 @@ def _limits(
             else f"A replicate makes its sets anew from {recipe.decide.subsample:.0%} of the pool, so the figures are of the way "
             "this set was made, more than of these very rows.",
         ]
-    if origin.one_of_arm:
+    if origin.phase:
         out.append("This is one replicate of an arm of a comparison, and was never meant to be published.")
     if counts.filter(pl.col("origin") == "synthetic").height:
         out.append(
@@ -291,34 +278,3 @@ def _limits(
     if counts.filter(pl.col("origin") == "real", pl.col("licence").is_null()).height:
         out.append("Some real rows have no stated licence: find out before you share them.")
     return out
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe as TOML that `gradus run` reads, without defaults; absolute paths are shortened to their last part."""
-    given = recipe.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    tables = {name: value for name, value in given.items() if isinstance(value, (dict, list)) and value}
-    lines = [
-        f"format = {recipe.format}",
-        *(_line(k, v) for k, v in given.items() if k not in {*tables, "format"}),
-    ]
-    for name, value in tables.items():
-        for entry in value if isinstance(value, list) else [value]:
-            lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
-            lines += [_line(k, v) for k, v in entry.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _line(name: str, value: Any) -> str:
-    if name in ("path", "model", "encoder") and Path(str(value)).is_absolute():
-        value = Path(value).name
-    return f"{name} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # JSON's text and numbers are TOML's

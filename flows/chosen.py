@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import polars as pl
 
@@ -14,44 +14,14 @@ from storage.artifacts import Lake, Ref, fingerprint
 PHASES = ("confirm", "full", "screen")  # an arm's rows: as compared, else as published, else as screened
 
 
-def chosen_set(lake: Lake, name: str | None, version: int | None = None, candidate: str | None = None) -> Ref:
-    """The version (default: newest) or candidate that a person named: NAME, NAME@vN, candidate/NAME@BEGINNING.
-
-    `UserError` lists what there is; `DataError`: the version is half deleted, and no older one takes its place.
-    """
-    asked = " ".join(str(part) for part in (name, version, candidate) if part is not None) or "no name"
-    name, _, edition = (name or "").removeprefix("dataset/").partition("@")
-    if name.startswith("candidate/"):
-        name, candidate = name.removeprefix("candidate/"), edition or candidate or ""
-    elif edition:
-        version = int(edition[1:]) if edition[0] == "v" and edition[1:].isdecimal() else _unknown(lake, asked)
-    if version is not None and candidate is not None:
-        raise UserError("a version and a candidate were both named; give one of them")
-    folders = [path.name.rpartition("@v") for path in lake.root.glob("datasets/*@v*")]
-    names = {folder[0] for folder in folders}
-    if not name:
-        name = names.pop() if len(names) == 1 else _unknown(lake, asked)
-    if candidate is not None:
-        found = [r for r in lake.refs("candidate") if r.name == name and r.fingerprint.startswith(candidate)]
-        return found[0] if len(found) == 1 else _unknown(lake, asked)
-    numbers = [int(folder[2]) for folder in folders if folder[0] == name and folder[2].isdecimal()]
-    if not numbers or version not in (None, *numbers):
-        _unknown(lake, asked)
-    ref = Ref("dataset", name, f"v{max(numbers) if version is None else version}")
-    lake.manifest(ref)  # raises when it is half deleted
-    return ref
-
-
-def _unknown(lake: Lake, asked: str) -> NoReturn:
-    known = [str(r) for r in lake.refs() if r.kind in ("dataset", "candidate")]
-    shown = ", ".join(known[-20:]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    raise UserError(
-        f"{asked} names no single version or candidate in {lake.root}; there are: {shown or 'none yet'}"
-    )
-
-
 def chosen_arm(
-    lake: Lake, name: str | None, run: str | None, round: int | None, arm: str, replicate: int
+    lake: Lake,
+    name: str | None,
+    run: str | None,
+    round: int | None,
+    phase: str | None,
+    arm: str,
+    replicate: int,
 ) -> tuple[dict[str, Any], str, Ref]:
     """(run, phase, selections) of one replicate of an arm; default: the newest run of the name, its last round.
 
@@ -62,14 +32,18 @@ def chosen_arm(
         known = ", ".join(sorted({r["recipe"] for r in lake.runs()})) or "none"
         raise UserError(f"no run of {name} in {lake.root}; there are runs of: {known}")
     record = find_run(lake, run) if run is not None else records[-1]
+    if name not in (None, record["recipe"]):
+        raise UserError(f"run {record['run']} is of {record['recipe']}, not of {name}; leave one of them out")
+    if phase not in (None, *PHASES):
+        raise UserError(f"there is no phase {phase!r}; --phase is one of: {', '.join(PHASES)}")
     rounds = sorted({s["round"] for s in record["steps"] if s["stage"] == "select"})
     round = round if round is not None else max(rounds, default=0)
     have = dict[str, set[int]]()
-    for phase in PHASES:
-        for sets in steps_of(record, "select", round, phase):
+    for where in (phase,) if phase else PHASES:
+        for sets in steps_of(record, "select", round, where):
             pairs = lake.scan(sets, "selections").select("arm", "replicate").unique().collect().rows()
             if (arm, replicate) in pairs:
-                return record, phase, sets
+                return record, where, sets
             for a, r in pairs:
                 have.setdefault(a, set()).add(r)
     arms = ", ".join(f"{a} ({min(have[a])}–{max(have[a])})" for a in sorted(have))

@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
+from curation.decide.wording import interval
 from curation.errors import UserError
-from flows.sets import evidence_of, interval, named, parent_of, run_of, step_before
+from flows.sets import evidence_of, named, parent_of, runs_of, step_before
 from flows.status import comparison_lines, steps_of
 from flows.table import print_block
 from flows.terminal import say
@@ -128,7 +129,7 @@ def _effect(lake: Lake, before: Ref, after: Ref) -> dict[str, Any]:
         return unknown
     lines = comparison_lines(lake.read(decision, "comparisons"))
     shown = [c for c in lines if c["arm"] == "candidate" and c["suite"].endswith("_mean")]
-    found = run_of(lake, decision)
+    found = next(runs_of(lake, decision), None)
     audit = step_before(found[0], "audit", found[1]) if found else None
     if audit is None:
         return unknown | {"evaluation": shown}

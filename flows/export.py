@@ -17,7 +17,9 @@ app = typer.Typer()
 def export(
     name: Annotated[
         str | None,
-        typer.Argument(help="NAME, NAME@vN or candidate/NAME@FINGERPRINT; default: the one there is"),
+        typer.Argument(
+            help="NAME, NAME@vN, candidate/NAME@FINGERPRINT or a fingerprint; default: the one there is"
+        ),
     ] = None,
     to: Annotated[Path, typer.Option(help="the folder that is made")] = Path("export"),
     format: Annotated[str, typer.Option(help="parquet, jsonl, csv, hf or webdataset")] = "parquet",
@@ -29,6 +31,9 @@ def export(
     arm: Annotated[str | None, typer.Option(help="an arm of a comparison, e.g. random")] = None,
     run: Annotated[str | None, typer.Option(help="with --arm; default: the newest run")] = None,
     round: Annotated[int | None, typer.Option(help="with --arm; default: the last round")] = None,
+    phase: Annotated[
+        str | None, typer.Option(help="with --arm: confirm, full or screen; default: the first that has it")
+    ] = None,
     replicate: Annotated[int, typer.Option(help="with --arm")] = 0,
     split: Annotated[str | None, typer.Option(help="rows of one split; default: all")] = None,
     gzip: Annotated[bool, typer.Option("--gzip", help="pack jsonl or csv")] = False,
@@ -37,7 +42,8 @@ def export(
 ) -> None:
     """Write a version, a candidate or an arm as a folder that other tools read, with a dataset card."""
     from flows.card_facts import about_arm, about_set
-    from flows.chosen import chosen_arm, chosen_set
+    from flows.chosen import chosen_arm
+    from flows.sets import set_named
     from storage import cards
     from storage import export as files
     from storage.artifacts import Lake
@@ -45,15 +51,15 @@ def export(
 
     store, shape = Lake(lake, create=False), Shape(format, layout, gzip)
     if arm is None:
-        if run is not None or round is not None or replicate:
+        if run is not None or round is not None or phase is not None or replicate:
             raise UserError(
-                "--run, --round and --replicate go with --arm; or name a --version or --candidate"
+                "--run, --round, --phase and --replicate go with --arm; or name a --version or --candidate"
             )
-        identity, parts, about = about_set(store, chosen_set(store, name, version, candidate), split)
+        identity, parts, about = about_set(store, set_named(store, _asked(name, version, candidate)), split)
     else:
         if version is not None or candidate is not None:
             raise UserError("--arm names rows of a round; it goes without --version and --candidate")
-        record, phase, sets = chosen_arm(store, name, run, round, arm, replicate)
+        record, phase, sets = chosen_arm(store, name, run, round, phase, arm, replicate)
         identity, parts, about = about_arm(store, record, phase, sets, arm, replicate, split)
     made = files.export(
         store,
@@ -71,6 +77,20 @@ def export(
     say(f"{cards.reading(made)}\ncd {to} && sha256sum -c {files.CHECKSUMS}")
 
 
+def _asked(name: str | None, version: int | None, candidate: str | None) -> str | None:
+    """The options as one name."""
+    if version is not None and candidate is not None:
+        raise UserError("a version and a candidate were both named; give one of them")
+    if version is None and candidate is None:
+        return name
+    name = (name or "").removeprefix("dataset/").removeprefix("candidate/")
+    if "@" in name:
+        raise UserError(f"{name!r} and an option both name a set; give one of them")
+    if candidate is not None:
+        return f"candidate/{name}@{candidate}"
+    return f"{name}@v{version}" if name else f"v{version}"
+
+
 @app.command()
 def publish(
     what: Annotated[str, typer.Argument(help="NAME@vN or candidate/NAME@FINGERPRINT")],
@@ -83,13 +103,14 @@ def publish(
     stays spent. A later run takes as its base what it always takes, the clean pool of its own recipe: the same recipe
     finds everything done and leaves this version the newest; a run that proves another set publishes it after this one.
     """
-    from flows.chosen import chosen_set, publish_by_hand
+    from flows.chosen import publish_by_hand
+    from flows.sets import set_named
     from storage.artifacts import Lake
 
     store = Lake(lake, create=False)
     if "@" not in what:
         raise UserError(f"{what!r} names no version; write NAME@vN or candidate/NAME@FINGERPRINT")
-    source = chosen_set(store, what)
+    source = set_named(store, what)
     number, before = publish_by_hand(store, source, reason)
     if number == before:
         say(

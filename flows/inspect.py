@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from curation.decide.wording import interval
 from curation.errors import GradusError, UserError
-from flows.sets import interval
 from flows.status import comparison_lines, find_run, state_of, steps_of
 from flows.table import print_block
 from flows.terminal import say
@@ -195,15 +197,17 @@ def _disk(lake: Lake) -> dict[str, int]:
     sql = "select kind, sum(bytes)::bigint as n from artifacts group by kind"
     out = {str(kind): int(n or 0) for kind, n in query(lake, sql).iter_rows()}
     for folder in BESIDE:
-        out[f"({folder})"] = sum(_size(p) for p in (lake.root / folder).rglob("*"))
+        out[f"({folder})"] = _size(lake.root / folder)
     return dict(sorted(out.items(), key=lambda entry: -entry[1]))
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:
-        return 0  # a run finished it meanwhile
+def _size(folder: Path) -> int:
+    total = 0
+    for at, _, names in os.walk(folder):  # it passes over folders that a run removes meanwhile
+        for name in names:
+            with suppress(OSError):
+                total += Path(at, name).lstat().st_size
+    return total
 
 
 def megabytes(n: int) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from curation.decide.wording import interval
 from curation.errors import GradusError, UserError
-from flows.sets import evidence_of, interval, named, parent_of
+from flows.sets import evidence_of, named, parent_of
 from flows.status import arm_summary, arms_of, comparison_lines, find_run, steps_of
 from flows.table import print_block
-from flows.terminal import say
+from flows.terminal import inline, say
 from storage.artifacts import Lake, Ref
+from storage.catalog import literal, query
 
 NUMBER = re.compile(r"([+−-]?)(\d+(?:\.\d+)?)")
 LISTED = 20
@@ -141,7 +143,18 @@ def _way_of(lake: Lake, claim: dict[str, Any]) -> dict[str, Any]:
     """The claim, and for its arm and its control: models, set, rows and sources."""
     record = find_run(lake, claim["run"])
     arms = [a for a in (claim["arm"], claim["control"]) if a]
-    return {"claim": claim, "arms": [_arm(lake, record, claim, arm) for arm in arms]}
+    made = [_arm(lake, record, claim, arm) for arm in arms]
+    return {"claim": claim, "arms": made, "every_row": _every_row(lake, claim)}
+
+
+def _every_row(lake: Lake, claim: dict[str, Any]) -> str | None:
+    """SQL that lists the rows of the claim's arm, one by one; None when the catalog finds none."""
+    names = ", ".join(literal(claim[name]) for name in ("arm", "suite", "metric"))
+    sql = f"from path_of({literal(claim['run'])}, {int(claim['round'])}, {names})"
+    try:
+        return None if query(lake, f"select 1 {sql} limit 1").is_empty() else sql
+    except GradusError:
+        return None
 
 
 def _arm(lake: Lake, record: dict[str, Any], claim: dict[str, Any], arm: str) -> dict[str, Any]:
@@ -209,14 +222,12 @@ def print_way(facts: dict[str, Any]) -> None:
         print_block(f"found {len(facts['found'])} times; add --pick N for the way of one", lines)
         return
     claim = facts["way"]["claim"]
-    say("  ".join(_claim_line(claim)))
+    say(inline("  ".join(_claim_line(claim))))
     say(f"  run {claim['run']}, {claim['artifact']}")
     for arm in facts["way"]["arms"]:
         _print_arm(arm)
-    say(
-        f"\nevery row of it: gradus sql \"from path_of('{claim['run']}', {claim['round']}, '{claim['arm']}', "
-        f"'{claim['suite']}', '{claim['metric']}')\""
-    )
+    if sql := facts["way"]["every_row"]:
+        say(f'\nevery row of it: gradus sql "{sql}"')
 
 
 def _claim_line(c: dict[str, Any]) -> tuple[str, ...]:
@@ -253,7 +264,7 @@ def _print_node(node: dict[str, Any], depth: int) -> None:
     tail = "(above)" if node.get("again") else "(not in the lake any more)" if "missing" in node else rows
     say(f"{'  ' * depth}{node['artifact']}  {tail}")
     for source in node.get("sources", [])[:LISTED]:
-        where = " ".join(filter(None, (source["source"], source["file"])))
+        where = inline(" ".join(filter(None, (source["source"], source["file"]))))
         say(f"{'  ' * (depth + 1)}{where}: {source['records']:,} records, {source['rows']:,} became rows")
     for parent in node.get("parents", []):
         _print_node(parent, depth + 1)

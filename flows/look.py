@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.terminal import LakeOption, say
+from flows.terminal import LakeOption, safe, say
 
 app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="all of it, as JSON")]
@@ -20,11 +22,12 @@ AsCsv = Annotated[
 @app.command()
 def sql(query: str, as_json: AsJson = False, as_csv: AsCsv = False, lake: LakeOption = Path("lake")) -> None:
     """Ask the catalog: gradus sql "from accounting", gradus sql "show tables"."""
-    from flows.table import print_frame
+    from flows.table import SHOWN_ROWS, print_frame
     from storage.artifacts import Lake
     from storage.catalog import query as ask
 
-    print_frame(ask(Lake(lake, create=False), query), as_json, as_csv)
+    enough = None if as_json or as_csv else SHOWN_ROWS + 1
+    print_frame(ask(Lake(lake, create=False), query, limit=enough), as_json, as_csv)
 
 
 @app.command()
@@ -48,7 +51,9 @@ def explain(row_id: str, as_json: AsJson = False, lake: LakeOption = Path("lake"
     from flows.explain import print_story, story
     from storage.artifacts import Lake
 
-    _show(story(Lake(lake, create=False), row_id), as_json, print_story)
+    with _warned():
+        told = story(Lake(lake, create=False), row_id)
+    _show(told, as_json, print_story)
 
 
 @app.command()
@@ -109,14 +114,11 @@ def nearest(
     from storage.neighbours import build_index, nearest_rows, place_of
 
     store = Lake(lake, create=False)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _warned():
         if build:
             place = place_of(store, row_id, space, proxy)
             typer.echo(f"index: {build_index(store, place.ref, place.table)}", err=True)
         found = nearest_rows(store, row_id, k, space, proxy, exact)
-    for warning in caught:
-        typer.echo(f"gradus: {warning.message}", err=True)
     if as_json or as_csv:
         print_frame(found, as_json, as_csv)
         return
@@ -140,7 +142,8 @@ def find(
     from storage.artifacts import Lake
     from storage.find import find_rows
 
-    found = find_rows(Lake(lake, create=False), " ".join(text), k)
+    with _warned():
+        found = find_rows(Lake(lake, create=False), " ".join(text), k)
     if as_json or as_csv:
         print_frame(found, as_json, as_csv)
     elif found.is_empty():
@@ -165,6 +168,18 @@ def report(
     for record in store.runs() if every else [find_run(store, run_id)]:
         say(str(write_report(store, record)))
     say(str(write_index(store)))
+
+
+@contextmanager
+def _warned() -> Generator[None]:
+    """Every warning once, on the error stream."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                typer.echo(f"gradus: {safe(message)}", err=True)
 
 
 def _line(row: dict[str, Any]) -> tuple[Any, ...]:

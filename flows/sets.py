@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from curation.errors import GradusError, UserError
@@ -10,24 +12,59 @@ from flows.status import steps_of
 from storage.artifacts import Lake, Ref
 
 
-def named(lake: Lake, text: str) -> Ref:
-    """The artifact of `NAME@vN`, `vN` where the lake has one dataset, `KIND/NAME@FINGERPRINT`, or a fingerprint's beginning."""
-    refs = lake.refs()
-    names = sorted({ref.name for ref in refs if ref.is_dataset})
-    if re.fullmatch(r"v?\d+", text) and len(names) == 1:
-        text = f"{names[0]}@v{text.removeprefix('v')}"
-    found = [r for r in refs if text in (str(r), str(r).partition("/")[2])]
-    if not found and re.fullmatch(r"[0-9a-f]{4,12}", text):
-        found = [r for r in refs if r.fingerprint.startswith(text)]
-    if len(found) != 1:
-        sets = [str(r).removeprefix("dataset/") for r in refs if r.is_dataset or r.kind == "candidate"]
-        what = (
-            f"{text!r} names several: {', '.join(map(str, found[:8]))}" if found else f"there is no {text!r}"
-        )
+def named(lake: Lake, text: str | None = None) -> Ref:
+    """The artifact of NAME (its newest version), NAME@vN, KIND/NAME@BEGINNING or a fingerprint's beginning.
+
+    Where the lake has one dataset, vN is enough, and None is its newest version. `UserError` lists what there is;
+    `DataError`: the artifact is half deleted, and no older version takes its place.
+    """
+    text = (text or "").removeprefix("dataset/")
+    path, _, edition = text.partition("@")
+    kind, _, name = path.rpartition("/")
+    versions = _versions(lake)
+    if not kind and (ref := _version(versions, name, edition)):
+        lake.manifest(ref)  # raises when it is half deleted
+        return ref
+    refs = [r for r in lake.refs() if not r.is_dataset]
+    found = [r for r in refs if (kind or r.kind) == r.kind and r.fingerprint.startswith(edition)]
+    found = [r for r in found if r.name == name or (kind and not name)]
+    if not kind and not edition:
+        found = [r for r in refs if re.fullmatch("[0-9a-f]{4,12}", text) and r.fingerprint.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if not found and kind and len(edition) == 12:
+        with suppress(UserError):  # `DataError`: it is half deleted
+            lake.manifest(Ref(kind, name, edition))
+    sets = [f"{n}@v{v}" for n, v in versions] + [str(r) for r in refs if r.kind == "candidate"]
+    what = f"{text!r} names several: {', '.join(map(str, found[:8]))}" if found else f"there is no {text!r}"
+    what = what if text else "several datasets are there, or none"
+    raise UserError(f"{what} in {lake.root}; versions and candidates: {', '.join(sets[-20:]) or 'none yet'}")
+
+
+def _versions(lake: Lake) -> list[tuple[str, int]]:
+    """(name, number) of every version, half deleted ones too."""
+    folders = [path.name.rpartition("@v") for path in lake.root.glob("datasets/*@v*")]
+    return sorted((name, int(number)) for name, _, number in folders if number.isdecimal())
+
+
+def _version(versions: list[tuple[str, int]], name: str, edition: str) -> Ref | None:
+    names = sorted({name for name, _ in versions})
+    if len(names) == 1 and name not in names and not edition and re.fullmatch(r"(v?\d+)?", name):
+        name, edition = names[0], name
+    numbers = [number for other, number in versions if other == name]
+    number = edition.removeprefix("v") or str(max(numbers, default=0))
+    known = number.isdecimal() and int(number) in numbers
+    return Ref("dataset", name, f"v{int(number)}") if known else None
+
+
+def set_named(lake: Lake, text: str | None = None) -> Ref:
+    """The version or candidate that a person named; `UserError` for any other artifact."""
+    ref = named(lake, text)
+    if not (ref.is_dataset or ref.kind == "candidate"):
         raise UserError(
-            f"{what} in {lake.root}; versions and candidates: {', '.join(sets[-12:]) or 'none yet'}"
+            f"{ref} is neither a version nor a candidate; write NAME@vN or candidate/NAME@FINGERPRINT"
         )
-    return found[0]
+    return ref
 
 
 def evidence_of(lake: Lake, ref: Ref) -> Ref | None:
@@ -44,21 +81,15 @@ def parent_of(lake: Lake, ref: Ref) -> Ref | None:
     return Ref("dataset", ref.name, f"v{parent}") if isinstance(parent, int) else None
 
 
-def run_of(lake: Lake, ref: Ref) -> tuple[dict[str, Any], int] | None:
-    """(the newest run that made or found the artifact, the round); None when no run did."""
+def runs_of(lake: Lake, ref: Ref) -> Iterator[tuple[dict[str, Any], int]]:
+    """(run, round) of every run that made or found the artifact, newest first."""
     for record in reversed(lake.runs()):
-        for step in reversed(record.get("steps") or []):
-            if step["artifact"] == str(ref):
-                return record, int(step["round"])
-    return None
+        rounds = [step["round"] for step in record.get("steps") or [] if step["artifact"] == str(ref)]
+        if rounds:
+            yield record, int(rounds[-1])
 
 
 def step_before(record: dict[str, Any], stage: str, round: int) -> Ref | None:
     """What a stage made in that round of the run; the last when it did so several times."""
     found = steps_of(record, stage, round)
     return found[-1] if found else None
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """An interval in points."""
-    return f"[{', '.join('–' if v is None or v != v else f'{v:.1f}' for v in (low, high))}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +15,13 @@ from markupsafe import Markup
 
 CLIP = 600
 SIZES = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
+LICENCES = {  # what the Hub knows and data is often under; any other name goes under `other`
+    "afl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gfdl",
+    "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "mit", "mpl-2.0", "odbl", "odc-by", "openrail", "pddl",
+    "unlicense", "unknown",
+}  # fmt: skip
 WHAT = {
     "row_id": "the row's name: 128-bit hash of its source and raw fields",
     "source": "name of the source in the recipe",
@@ -89,7 +97,8 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def _command(facts: Mapping[str, Any]) -> str:
-    how = f"--format {facts['format']} --layout {facts['layout']}"
+    how = f"--format {facts['format']} --layout {facts['layout']}" + " --gzip" * facts["gzip"]
+    how += f" --split {shlex.quote(facts['split'])}" if facts["split"] is not None else ""
     run = "gradus run recipe.toml\n" if facts["recipe"] else ""
     return f"{run}gradus export {facts['words']} {how} --to FOLDER"
 
@@ -107,25 +116,26 @@ def front_matter(facts: Mapping[str, Any]) -> str:
     if facts["format"] == "webdataset":
         text = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
         features = [{"name": "json", "struct": features}, *text]
-    files = list(facts["files"])
+    configs = [{"split": split, "path": _files(facts, split)} for split in facts["splits"]]
+    found: dict[str, Any] = {
+        "configs": [{"config_name": "default", "data_files": configs}],
+        "dataset_info": {"features": features},
+    }
     data = DatasetCardData(
         license=names[0],
         license_name=None if names[0] != "other" else " and ".join(names[1:])[:120],
         pretty_name=facts["title"],
         size_categories=[SIZES[min(max(0, len(str(rows)) - 3), len(SIZES) - 1)]],
         tags=["gradus", *(["synthetic"] if any(c["origin"] == "synthetic" for c in facts["counts"]) else [])],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [
-                    {"split": s, "path": [f for f in files if re.match(rf"(data/)?{re.escape(s)}[-.]", f)]}
-                    for s in facts["splits"]
-                ],
-            }
-        ],
-        dataset_info={"features": features},
+        # `datasets` takes the text NULL of a CSV for a missing value, so a card of one does not send it there.
+        **(found if facts["format"] != "csv" else {}),
     )
     return data.to_yaml()
+
+
+def _files(facts: Mapping[str, Any], split: str) -> list[str]:
+    pattern = re.compile(rf"(data/)?{re.escape(split)}(\.|-\d{{5}}-of-)")
+    return [name for name in facts["files"] if pattern.match(name)]
 
 
 def licences(counts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -133,27 +143,28 @@ def licences(counts: Sequence[Mapping[str, Any]]) -> list[str]:
     found = sorted({c["licence"] or "unknown" for c in counts if c["licence"] or c["origin"] == "real"})
     if not found:
         return ["unknown"]
-    name = found[0].lower()
-    return [name] if len(found) == 1 and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) else ["other", *found]
+    known = len(found) == 1 and found[0].lower() in LICENCES
+    return [found[0].lower()] if known else ["other", *found]
 
 
 def reading(facts: Mapping[str, Any]) -> str:
     """What reads the files back exactly, in the folder of the export: SQL for DuckDB, or Python."""
     types = {column["name"]: _sql_type(column) for column in facts["columns"]}
-    path = next(iter(facts["files"]), "")
+    names = ["'" + name.replace("'", "''") + "'" for name in facts["files"]]
+    path = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
     if facts["format"] == "parquet":
-        return f"from '{path}'"
+        return f"from {path}" if len(names) == 1 else f"from read_parquet({path})"
     if facts["format"] == "jsonl":
         columns = ", ".join(f"{name}: '{kind}'" for name, kind in types.items())
         return (
-            f"from read_json('{path}', format = 'newline_delimited', maximum_object_size = 100000000,\n"
+            f"from read_json({path}, format = 'newline_delimited', maximum_object_size = 100000000,\n"
             f"               columns = {{{columns}}})"
         )
     if facts["format"] == "csv":
         number = ",\n  n_chars::bigint as n_chars" if "n_chars" in types else ""
         parents = "if(parents = '', [], string_split(parents, ' ')) as parents"
         return (
-            f"select * replace ({parents}{number}) from (\n  select regexp_replace(columns(*), '^''', '') from read_csv('{path}',\n"
+            f"select * replace ({parents}{number}) from (\n  select regexp_replace(columns(*), '^''', '') from read_csv({path},\n"
             "    header = true, all_varchar = true, allow_quoted_nulls = false, max_line_size = 100000000))"
         )
     return 'from datasets import load_dataset\n\nrows = load_dataset(".")'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -23,6 +25,7 @@ from storage.formats import Part, Shape, batches, schema_of, write_split
 from storage.layout import pretty_json
 
 CARD, MANIFEST, CHECKSUMS = "README.md", "export.json", "checksums.sha256"
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def rows_of_artifact(lake: Lake, ref: Ref) -> list[Part]:
@@ -83,17 +86,19 @@ def export(
     kept = "nothing was exported, and the lake is untouched"
     with shards.disk_errors(f"{target} was not written", kept), _aside(target, overwrite) as aside:
         splits = dict(counts.group_by("split").agg(pl.col("rows").sum()).sort("split").iter_rows())
+        splits = splits or {"train": 0}  # so that a reader of an empty set finds a file with its columns
         with _disk_errors_of_polars(), _writing_back(aside):
             for split, rows in splits.items():
                 write_split(aside, parts, split, rows, shape)
         for path in aside.rglob("*.*"):
             _sync(path)
-        facts = {
+        facts: dict[str, Any] = {
             **identity,
             "rows": int(counts["rows"].sum()),
             "splits": splits,
             "format": shape.format,
             "layout": shape.layout,
+            "gzip": shape.gzip,
             "columns": schema_of(shape),
             "files": _digests(aside),
             "gradus": version("gradus"),
@@ -113,46 +118,74 @@ def _aside(target: Path, overwrite: bool) -> Generator[Path]:
     """A folder that becomes `target` when the block ends well, and goes when it does not. One export a target at a time."""
     beside = target.parent / f".{target.name}.gradus"
     new, old, lock = beside.with_suffix(".gradus-new"), beside.with_suffix(".gradus-old"), beside
-    with shards.locked(lock):
+    with _folder_errors(target), shards.locked(lock):
         try:
-            if old.exists() and not target.exists():  # killed between the two renames below
-                old.rename(target)
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _put_back(old, target)  # killed between the two renames below
+            shutil.rmtree(new, ignore_errors=True)
             _refuse(target, overwrite)
             new.mkdir()
             yield new
             for folder in (*(path for path in new.iterdir() if path.is_dir()), new):
                 shards.fsync_folder(folder)
+            _refuse(target, overwrite)  # writing took a while
             if target.exists():
                 target.rename(old)
             new.rename(target)
             shards.fsync_folder(target.parent)
         finally:
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _put_back(old, target)
+            shutil.rmtree(new, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """What was moved out of the way is the target again, or goes when a new one took its place."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _folder_errors(target: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_FOLDER:
+            raise
+        raise UserError(
+            f"{target} cannot be a folder ({error.strerror}); nothing was written; give another --to"
+        ) from error
 
 
 def _refuse(target: Path, overwrite: bool) -> None:
     """Raises when something is in the way that no export wrote."""
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        return
     if not (target.exists() or target.is_symlink()):
         return
-    if not overwrite or not (target / CHECKSUMS).is_file():
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    mine = None if target.is_symlink() else _written(target)
+    if not overwrite or mine is None:
         more = "--overwrite replaces an earlier export" if not overwrite else "it is no earlier export"
         raise UserError(
             f"{target} is there already and not empty; nothing was written; {more}; or give another --to"
         )
-    lines = (target / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    mine = {CHECKSUMS, *(line[66:] for line in lines)}
     others = [path for path in sorted(target.rglob("*")) if not path.is_dir() or path.is_symlink()]
     others = [str(path.relative_to(target)) for path in others if str(path.relative_to(target)) not in mine]
     if others:
         raise UserError(
             f"{target} holds files that no export wrote ({', '.join(others[:3])}); nothing was written; give another --to"
         )
+
+
+def _written(target: Path) -> set[str] | None:
+    """Names of the files that an export wrote there; None when none did."""
+    try:
+        facts = json.loads((target / MANIFEST).read_bytes())
+        if "gradus" in facts:
+            return {CARD, MANIFEST, CHECKSUMS, *facts["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
@@ -25,6 +26,7 @@ SHARD_BYTES, GROUP_BYTES, BATCH_BYTES = (
     64 << 20,
     16 << 20,
 )  # of rows as Parquet holds them unpacked
+STEP_ROWS = 1024  # read at once: rows that share a long text are short in Parquet and long in memory
 BLANK = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 BLANK_SUM = (
     sum(BLANK) - sum(BLANK[124:135]) - sum(BLANK[148:156]) + 8 * ord(" ")
@@ -93,21 +95,35 @@ class Shape:
 def batches(
     parts: Sequence[Part], columns: Sequence[str], split: str | None = None
 ) -> Generator[pl.DataFrame]:
-    """The rows in order, about 16 MB at a time whatever their number and length; of one split when given."""
+    """The rows in order, about 16 MB in memory at a time, or what 1,024 rows need; of one split when given."""
+    read = list(dict.fromkeys([*columns, "split"]))
     for part in parts:
-        file, start = pq.ParquetFile(part.path, pre_buffer=False, buffer_size=1 << 20), 0
-        read = list(dict.fromkeys([*columns, "split"]))
-        for number in range(file.num_row_groups):
-            group = file.metadata.row_group(number)
-            size = max(1, group.num_rows * BATCH_BYTES // max(group.total_byte_size, BATCH_BYTES))
-            for batch in file.iter_batches(size, [number], read):
-                frame = cast(pl.DataFrame, pl.from_arrow(batch))
-                if part.kept is not None:
-                    frame = frame.filter(part.kept.slice(start, len(frame)))
-                start += batch.num_rows
-                if split is not None:
-                    frame = frame.filter(pl.col("split") == split)
-                yield frame.select(columns)
+        start = 0
+        for table in _gathered(part.path, read):
+            frame = cast(pl.DataFrame, pl.from_arrow(table, rechunk=False))
+            if part.kept is not None:
+                frame = frame.filter(part.kept.slice(start, len(frame)))
+            start += table.num_rows
+            if split is not None:
+                frame = frame.filter(pl.col("split") == split)
+            yield frame.select(columns)
+
+
+def _gathered(path: Path, columns: Sequence[str]) -> Generator[Any]:
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    held, size = list[pa.RecordBatch](), 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        text = int(pl.Series(file.read_row_group(number, ["n_chars"])["n_chars"]).sum())
+        step = max(1, group.num_rows * BATCH_BYTES // max(group.total_byte_size, text, BATCH_BYTES))
+        for batch in file.iter_batches(min(step, STEP_ROWS), [number], columns):
+            held.append(batch)
+            size += batch.nbytes
+            if size >= BATCH_BYTES:
+                yield pa.Table.from_batches(held)
+                held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def write_split(folder: Path, parts: Sequence[Part], split: str, rows: int, shape: Shape) -> None:
@@ -124,11 +140,13 @@ def write_split(folder: Path, parts: Sequence[Part], split: str, rows: int, shap
 
 
 def _rows_in(parts: Sequence[Part], size: int) -> int:
-    """How many average rows have so many bytes, unpacked."""
+    """How many average rows have so many bytes, as Parquet unpacks them or as text, which rows may share in Parquet."""
     groups = [
         m.row_group(i) for m in (pq.read_metadata(p.path) for p in parts) for i in range(m.num_row_groups)
     ]
-    return max(1, size * sum(g.num_rows for g in groups) // max(1, sum(g.total_byte_size for g in groups)))
+    text = sum(int(pl.read_parquet(p.path, columns=["n_chars"], glob=False)["n_chars"].sum()) for p in parts)
+    encoded = sum(g.total_byte_size for g in groups)
+    return max(1, size * sum(g.num_rows for g in groups) // max(1, encoded, text))
 
 
 def schema_of(shape: Shape) -> list[dict[str, Any]]:

@@ -31,9 +31,9 @@ def fraction(alpha: float) -> str:
     return f"{round(alpha * 64)}/64" if (alpha * 64).is_integer() else probability(alpha)
 
 
-def interval(low: float, high: float) -> str:
-    """The limits of an interval in points."""
-    if math.isnan(low):
+def interval(low: float | None, high: float | None) -> str:
+    """The limits of an interval in points; None or NaN: there is none."""
+    if low is None or high is None or math.isnan(low):
         return "[no interval]"
     return f"[{points(low).removeprefix('+')}, {points(high).removeprefix('+')}]"
 

@@ -17,10 +17,13 @@ from huggingface_hub import DatasetCard
 from typer.testing import CliRunner
 
 from curation.errors import DataError, UserError
+from curation.rows import LEDGER, RECORDS
 from curation.specs import Recipe
-from flows.card_facts import recipe_text
+from flows.card_facts import _cleaning, _evaluation
 from flows.cli import app
+from flows.origin import Origin
 from flows.recipe import load_recipe
+from flows.recipe_text import recipe_text
 from flows.status import find_run, steps_of
 from storage.artifacts import Lake
 from storage.formats import COLUMNS
@@ -134,24 +137,32 @@ def test_an_arm_is_the_rows_that_were_compared(
     assert set(found["source"]) <= {f"world-{replicate}", "synthetic"}
     text = card(tmp_path / "out").text
     assert "An arm of a comparison" in text and f"| **{arm}** |" in text
-    assert f"gradus export tiny --arm {arm} --round {round} --replicate {replicate} --format jsonl" in text
+    assert (
+        f"gradus export tiny --arm {arm} --run test --round {round} --phase confirm --replicate {replicate} --format jsonl"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["other"], r"other names no single version.*dataset/tiny@v1"),
-        (["tiny@v7"], r"dataset/tiny@v1"),
-        (["tiny@x"], r"dataset/tiny@v1"),
+        (["other"], r"no 'other'.*tiny@v1"),
+        (["tiny@v7"], r"tiny@v7.*tiny@v1"),
+        (["tiny@x"], r"tiny@x.*tiny@v1"),
         (["tiny", "--candidate", ""], r"candidate/tiny@\w+, candidate/tiny@"),
         (["candidate/tiny@ffffffffffff"], r"candidate/tiny@\w+, candidate/tiny@"),
-        (["../../etc@v1"], r"dataset/tiny@v1"),
+        (["../../etc@v1"], r"etc@v1.*tiny@v1"),
         (["tiny", "--version", "1", "--candidate", "ab"], "both"),
         (["--arm", "best"], r"arms \(replicates\): candidate \(0–5\), previous \(0–5\), untargeted"),
         (["--arm", "untargeted", "--replicate", "9"], r"untargeted \(0–5\)"),
         (["--arm", "untargeted", "--round", "9"], "rounds: 1, 2"),
         (["--arm", "untargeted", "--run", "nope"], "runs: test"),
         (["other", "--arm", "untargeted"], "there are runs of: tiny"),
+        (["other", "--arm", "untargeted", "--run", "te"], "run test is of tiny, not of other"),
+        (["--arm", "untargeted", "--phase", "judge"], "confirm, full, screen"),
+        (["--arm", "untargeted", "--phase", "screen"], "no arm 'untargeted'"),
+        (["--phase", "screen"], "go with --arm"),
+        (["--candidate", "ffffff"], r"candidate/tiny@\w+"),
         (["--arm", "untargeted", "--version", "1"], "without --version"),
         (["--round", "1"], "go with --arm"),
         (["--split", "dev"], "splits: train"),
@@ -186,6 +197,64 @@ def test_a_card_without_its_run_still_comes_and_says_what_is_unknown(lake: Lake,
     gradus(lake, "export", lake.refs("candidate")[0], "--to", tmp_path / "out")
     text = card(tmp_path / "out").text
     assert "DID NOT WIN" in text and "No model was trained on this set" in text
+
+
+def test_the_card_of_an_arm_that_was_not_compared_claims_no_figures(lake: Lake) -> None:
+    record = find_run(lake)
+    for arm, phase, marked in (("untargeted", "confirm", 1), ("nobody", "full", 0)):
+        tables, _ = _evaluation(lake, Origin(arm, None, None, record, 2, phase=phase))
+        assert [sum(a["this"] for a in table["arms"]) for table in tables] == [marked] * len(tables) != []
+        assert all(bool(a["against"]) != (a["this"] or not marked) for t in tables for a in t["arms"])
+
+
+def test_a_base_that_no_run_began_with_has_no_figures_of_others(lake: Lake, tmp_path: Path) -> None:
+    pool, base = lake.refs("ingest")[0], lake.dataset("tiny", 1)
+    ref = lake.publish_candidate("tiny", base.head(20), "base", None, str(pool), 1, "of no run")
+    gradus(lake, "export", ref, "--to", tmp_path / "out")
+    text = card(tmp_path / "out").text
+    assert "No model was trained on this set" in text and "```toml" not in text and "records: " in text
+
+
+def test_a_damaged_pool_or_a_record_of_another_gradus_does_not_stop_a_sound_version(
+    lake: Lake, tmp_path: Path
+) -> None:
+    ledger = lake.paths(lake.refs("ingest")[0], "ledger")[0]
+    ledger.chmod(0o644)
+    ledger.write_bytes(ledger.read_bytes()[:100])
+    gradus(lake, "export", "--to", tmp_path / "out")
+    text = card(tmp_path / "out").text
+    assert "is damaged, or no longer in the lake" in text and "| **previous** |" in text
+    record = next((lake.root / "runs").glob("*.json"))
+    told = json.loads(record.read_text())
+    told["recipe_spec"]["decide"]["of_another_gradus"] = 1
+    record.write_text(json.dumps(told))
+    gradus(lake, "export", "--to", tmp_path / "out", "--overwrite")
+    text = card(tmp_path / "out").text
+    assert "```toml" not in text and "as another version of Gradus wrote it" in text
+
+
+def test_a_row_is_dropped_for_the_reason_that_came_first(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    records = [{"source": "a", "file": "f", "position": i, "row_id": f"r{i}"} for i in range(3)]
+    lines = [
+        {"row_id": "r1", "stage": "ingest", "round": 0, "decision": "drop", "reason": reason}
+        for reason in ("too_short", "near_copy")
+    ]
+    with lake.draft("ingest", "tickets", "0" * 12, {"parents": []}) as draft:
+        draft.write_shard(
+            "all",
+            {"records": pl.DataFrame(records, schema=RECORDS), "ledger": pl.DataFrame(lines, schema=LEDGER)},
+        )
+        pool = draft.publish()
+    told = _cleaning(lake, Origin("previous", "base", pool), None)
+    assert told and told["drops"] == [("too_short", 1)] and (told["read"], told["kept"]) == (3, 2)
+
+
+def test_the_card_of_a_candidate_tells_that_it_was_published_by_hand(lake: Lake, tmp_path: Path) -> None:
+    candidate = lake.refs("candidate")[0]
+    gradus(lake, "publish", candidate)
+    said = gradus(lake, "export", candidate.fingerprint[:6], "--to", tmp_path / "out")
+    assert "Published BY HAND as tiny@v2. This candidate DID NOT WIN" in said
 
 
 def test_publishing_by_hand_rolls_back_and_undoes(lake: Lake, tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_the_card_parses_and_has_the_same_shape_whatever_the_text(text: str) -> 
         ([(None, "real")], ["unknown"]),
         ([(None, "real"), ("MIT", "real")], ["other", "MIT", "unknown"]),
         ([("my own: see <here>", "real")], ["other", "my own: see <here>"]),
+        ([("proprietary", "real")], ["other", "proprietary"]),
+        ([("CC BY 4.0", "real")], ["other", "CC BY 4.0"]),
+        ([("CC-BY-4.0", "real")], ["cc-by-4.0"]),
         ([(None, "synthetic")], ["unknown"]),
         ([], ["unknown"]),
     ],
@@ -144,6 +147,19 @@ def test_the_licence_is_that_of_the_rows(counts: list[tuple[str | None, str]], e
 )
 def test_the_size_is_the_hubs(rows: int, size: str) -> None:
     assert DatasetCard(render(facts(rows=rows))).data.size_categories == [size]
+
+
+def test_the_command_is_whole() -> None:
+    text = render(facts(split="it's", gzip=True))
+    assert "gradus export tickets@v2 --format jsonl --layout rows --gzip --split 'it'\"'\"'s' --to" in text
+
+
+def test_a_set_that_was_not_compared_has_no_row_of_its_own() -> None:
+    arm = {**facts()["evaluation"][0]["arms"][0], "arm": "random", "this": False}
+    table = {**facts()["evaluation"][0], "arm": None, "arms": [arm]}
+    text = render(facts(evaluation=[table]))
+    assert "| random |" in text and "**random**" not in text and "None" not in text
+    assert "it was not compared here" in text and "minus it" not in text
 
 
 def test_what_is_not_known_is_said() -> None:

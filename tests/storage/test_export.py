@@ -239,9 +239,36 @@ def test_rows_by_id_come_once_in_the_order_of_their_artifacts(tmp_path: Path) ->
         rows_by_id(lake, refs, pl.Series(["tickets-00001", "nowhere"]))
 
 
-def test_an_empty_set_is_an_export_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", list(formats.FORMATS))
+def test_an_empty_set_is_an_export_too(tmp_path: Path, format: str) -> None:
     lake, (ref,) = lake_of(tmp_path, rows(0))
-    assert exported(lake, ref, tmp_path / "out", "parquet")["rows"] == 0
+    made = exported(lake, ref, tmp_path / "out", format)
+    assert made["rows"] == 0 and made["splits"] == {"train": 0} and len(made["files"]) == 1
+    if format in ("parquet", "jsonl", "csv"):
+        assert by_duckdb(tmp_path / "out", made).equals(rows(0).select(COLUMNS))
+    if format in ("parquet", "hf"):  # `datasets` loads no empty split, and streams one
+        streamed = datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True)
+        assert list(streamed.features) == COLUMNS and list(streamed) == []
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv"])
+def test_the_card_reads_all_files_and_no_split_takes_those_of_another(tmp_path: Path, format: str) -> None:
+    three = rows(90).with_columns(split=pl.Series(["train", "train-hard", "it's"] * 30))
+    lake, (ref,) = lake_of(tmp_path, three)
+    made = exported(lake, ref, tmp_path / "out", format)
+    found = by_duckdb(tmp_path / "out", made).sort("row_id")
+    assert_frame_equal(found, three.select(COLUMNS))
+    front = (tmp_path / "out" / "README.md").read_text()
+    assert ("data_files" in front) == ("features" in front) == (format != "csv")
+    assert cards._files(made, "train") == [f"train.{format}"]
+
+
+def test_rows_that_share_a_long_text_are_read_in_small_parts(tmp_path: Path) -> None:
+    for n_chars, most in ((50_000, 350), (20, formats.STEP_ROWS)):  # the second is a lie
+        long = rows(4000).with_columns(response=pl.lit("x" * 50_000), n_chars=pl.lit(n_chars, pl.Int64))
+        lake, (ref,) = lake_of(tmp_path / str(n_chars), long)
+        frames = list(formats.batches(rows_of_artifact(lake, ref), COLUMNS))
+        assert sum(map(len, frames)) == 4000 and max(map(len, frames)) <= most
 
 
 def test_what_is_there_stays_unless_an_export_wrote_it(tmp_path: Path) -> None:
@@ -265,9 +292,57 @@ def test_what_is_there_stays_unless_an_export_wrote_it(tmp_path: Path) -> None:
     (tmp_path / "other" / "file").write_text("dear")
     with pytest.raises(UserError, match="no earlier export"):
         exported(lake, ref, tmp_path / "other", "jsonl", overwrite=True)
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "mine").write_text("dear")
+    (tmp_path / "sums" / "checksums.sha256").write_text(f"{0:064x}  mine\n")
+    with pytest.raises(UserError, match="no earlier export"):
+        exported(lake, ref, tmp_path / "sums", "jsonl", overwrite=True)
+    assert (tmp_path / "sums" / "mine").read_text() == "dear"
     (tmp_path / "empty").mkdir()
     exported(lake, ref, tmp_path / "empty", "jsonl")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_file_that_came_while_an_export_was_written_stays(tmp_path: Path) -> None:
+    lake, (ref,) = lake_of(tmp_path, rows(10))
+    out, parts = tmp_path / "out", rows_of_artifact(lake, ref)
+    exported(lake, ref, out, "jsonl")
+
+    def card(_: object) -> str:
+        (out / "mine.txt").write_text("dear")
+        return ""
+
+    with pytest.raises(UserError, match=r"mine\.txt"):
+        export(lake, parts, row_counts(parts), out, Shape("csv"), {}, card, overwrite=True)
+    assert (out / "mine.txt").exists() and (out / "train.jsonl").exists()
+
+
+def test_an_overwrite_that_fails_at_the_end_keeps_the_earlier_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, (ref,) = lake_of(tmp_path, rows(10))
+    exported(lake, ref, tmp_path / "out", "jsonl")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if self.name.endswith("-new"):
+            raise OSError(5, "disk failed")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="the disk failed"):
+        exported(lake, ref, tmp_path / "out", "csv", overwrite=True)
+    assert (tmp_path / "out" / "train.jsonl").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lake", "out"]
+
+
+@pytest.mark.parametrize("where", ["file", "file/out", "x" * 250, "x" * 300])
+def test_a_target_that_cannot_be_a_folder_is_told(tmp_path: Path, where: str) -> None:
+    lake, (ref,) = lake_of(tmp_path, rows(10))
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(UserError, match="give another --to"):
+        exported(lake, ref, tmp_path / where, "jsonl", overwrite=True)
+    assert (tmp_path / "file").read_text() == "dear"
 
 
 @pytest.mark.parametrize("where", ["lake", "lake/export", "link"])
