@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flows.table import print_block
-from flows.terminal import safe, say
+from flows.terminal import inline, safe, say
 from storage.artifacts import Lake
-from storage.catalog import query
-from storage.find import row_id_of
+from storage.find import query_whole, row_id_of
 
 TEXT = 600  # characters of a text on the terminal
 SHORT = 70
@@ -45,7 +44,7 @@ STORY = {
 def story(lake: Lake, beginning: str) -> dict[str, Any]:
     """All that the lake knows of the one row whose id begins so."""
     row_id = row_id_of(lake, beginning)
-    told = {part: query(lake, sql, [row_id]).rows(named=True) for part, sql in STORY.items()}
+    told = {part: query_whole(lake, sql, [row_id]).rows(named=True) for part, sql in STORY.items()}
     return {"row_id": row_id, **told}
 
 
@@ -57,7 +56,7 @@ def print_story(told: dict[str, Any]) -> None:
         row.get("origin"),
         *(f"{n} {row[n]}" for n in ("source", "split", "label", "licence") if row.get(n)),
     ]
-    say("  " + ", ".join(f for f in facts if f))
+    say("  " + inline(", ".join(f for f in facts if f)))
     _print_text("prompt", row.get("prompt"))
     _print_text("response", row.get("response"))
     _block("where it came from", [_record(r) for r in told["records"]])

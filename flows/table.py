@@ -12,13 +12,14 @@ from typing import Any
 
 import polars as pl
 import typer
+from polars import selectors
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.terminal import CONTROL, safe, say
+from flows.terminal import CONTROL, inline, safe, say
 from storage.formats import FORMULA
 
 SHOWN_ROWS = 1000
@@ -44,7 +45,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
     NaN and infinities become null; dates, decimals and bytes text.
     """
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
-    return CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
+    return CONTROL.sub(lambda m: json.dumps(m.group())[1:-1], text)
 
 
 def _finite(value: Any) -> Any:
@@ -57,6 +58,7 @@ def _finite(value: Any) -> Any:
 
 def csv_text(frame: pl.DataFrame) -> str:
     """CSV of a frame: a quote is put before text that a spreadsheet would compute; nested values are JSON."""
+    frame = frame.with_columns(selectors.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
     nested = [n for n, t in frame.schema.items() if t.is_nested()]
     flat = frame.with_columns(
         pl.Series(n, [None if v is None else json_text(v) for v in frame[n].to_list()], pl.String)
@@ -81,7 +83,7 @@ def _print_table(frame: pl.DataFrame) -> None:
         cut = _print_records(console, columns, len(cells))
     else:
         cut = _print_grid(console, columns, widths, len(cells))
-    notes = [f"{SHOWN_ROWS:,} of {len(frame):,} rows shown"] if len(frame) > SHOWN_ROWS else []
+    notes = [f"the first {SHOWN_ROWS:,} rows shown"] if len(frame) > SHOWN_ROWS else []
     notes += [f"cells cut short (…): {cut:,}"] if cut else []
     if notes:
         say(f"{', '.join(notes)}; --json or --csv gives all")
@@ -124,7 +126,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else str(value)
-    cut = safe(text[: CELL + 1]).replace("\n", " ⏎ ").replace("\t", " ")
+    cut = inline(text[: CELL + 1])
     return cut if len(text) <= CELL else cut + "…"
 
 

@@ -16,12 +16,19 @@ LakeOption = Annotated[
     Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")
 ]
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+)
 
 
 def safe(text: object) -> str:
     """Corpus text for a terminal: control and direction characters are shown, not obeyed."""
     return CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", str(text))
+
+
+def inline(text: object) -> str:
+    """Corpus text inside a line: safe, and line ends are shown too."""
+    return safe(text).replace("\n", " ⏎ ").replace("\t", " ")
 
 
 def say(text: str) -> None:

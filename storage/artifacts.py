@@ -27,7 +27,7 @@ from storage.layout import (
     published_refs,
     work_folder,
 )
-from storage.lineage import compare, describe, half_deleted, read_manifest
+from storage.lineage import compare, damage_of, describe, half_deleted, read_manifest
 
 __all__ = ["Draft", "Lake", "Ref", "fingerprint"]
 
@@ -216,10 +216,15 @@ class Lake:
         return sorted(self.manifest(ref)["rows"])
 
     def paths(self, ref: Ref, table: str) -> list[Path]:
-        """Absolute Parquet paths of a table, in shard-key order; none when no shard has it."""
-        names = [name for name in self.manifest(ref)["files"] if name.startswith(f"{table}/")]
-        keys = sorted(name.removeprefix(f"{table}/").removesuffix(".parquet") for name in names)
-        return [artifact_folder(self.root, ref) / table / f"{key}.parquet" for key in keys]
+        """Absolute Parquet paths of a table, in shard-key order; none when no shard has it.
+
+        `DataError`: one is missing, or has another size than it was published with.
+        """
+        files, folder = self.manifest(ref)["files"], artifact_folder(self.root, ref)
+        mine = {name: facts for name, facts in files.items() if name.startswith(f"{table}/")}
+        if damage := damage_of(folder, mine):
+            raise DataError(half_deleted(ref, folder, damage))
+        return [folder / name for name in sorted(mine, key=lambda name: name.removesuffix(".parquet"))]
 
     def files(self, ref: Ref) -> list[str]:
         """Names of the plain files that an artifact has."""
@@ -303,6 +308,10 @@ class Lake:
             draft.write_shard("all", {"rows": frame})
             return draft.publish()
 
+    def dataset_folders(self) -> list[tuple[str, int]]:
+        """(name, number) of every version that has a folder, half-deleted ones too, ascending."""
+        return ledger.dataset_folders(self.root)
+
     def dataset_versions(self, name: str) -> list[dict[str, Any]]:
         """Manifests of a dataset's versions, oldest first, each with `version`, and `rows` as a number."""
         return ledger.dataset_versions(self.root, name)
@@ -350,6 +359,10 @@ class Lake:
     def costs(self, run_id: str | None = None) -> list[dict[str, Any]]:
         """Cost entries in the order of booking, each with `run`; of one run when given."""
         return ledger.costs(self.root, run_id)
+
+    def reports(self) -> set[str]:
+        """File names of the reports that are written."""
+        return {path.name for path in self.root.glob("reports/*.html")}
 
     def save_report(self, name: str, data: bytes) -> Path:
         """Path of the report `reports/name`, which holds `data` now."""

@@ -15,30 +15,27 @@ from typing import Any
 
 import duckdb
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.errors import DataError, UserError
 from storage import shards
+from storage.answers import answer
 from storage.artifacts import Lake
-from storage.layout import Ref, artifact_folder, canonical_json
-from storage.views import DAMAGED, fill, find_all, identifier, literal, read_entries, unglobbed
+from storage.contents import contents_of
+from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
+from storage.views import DAMAGED, fill, identifier, literal
 
 __all__ = ["build_catalog", "catalog_path", "explain_row", "fresh_catalog", "identifier", "literal", "query"]
 
 MEMORY = "1500MB"  # of one query; what needs more goes to temporary files
-NAMED = re.compile(r'\s*(?:describe|desc|show)\s+(?:table\s+|view\s+)?"?(\w+)"?\s*;?\s*', re.IGNORECASE)
-LISTED = """
-select name, comment from (
-  select table_name as name, comment, 1 as part from duckdb_tables() where schema_name = 'main' and not internal
-  union all select view_name, comment, 1 from duckdb_views() where schema_name = 'main' and not internal
-  union all select function_name || '(' || array_to_string(parameters, ', ') || ')', comment, 2
-    from duckdb_functions() where function_type in ('macro', 'table_macro') and not internal
-) order by part, name
-"""
-DESCRIBED = """
-select column_name, data_type as column_type, comment from duckdb_columns()
-where schema_name = 'main' and not internal and table_name = ? order by column_index
-"""
-ABOUT_FILES = re.compile(r"parquet|zstd|thrift|TProtocol|magic bytes", re.IGNORECASE)
+ABOUT_STATEMENT = (
+    duckdb.ParserException,
+    duckdb.BinderException,
+    duckdb.PermissionException,
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+)
 
 
 def catalog_path(lake: Lake) -> Path:
@@ -78,12 +75,11 @@ def _build(lake: Lake, path: Path, doubted: Iterable[Ref] = ()) -> None:
     aside = path.with_name(f".catalog.{os.getpid()}.{secrets.token_hex(4)}.building")
     state = _state(lake)  # first: what is published meanwhile makes this catalog stale, not wrong
     doubts = {*doubted, *_doubted_before(path)}
-    entries = read_entries(lake)
-    found = find_all(lake, doubts)
-    still = [[str(one.ref)] for one in found if one.damage and one.ref in doubts]
+    contents = contents_of(lake, doubts)
+    still = [[str(one.ref)] for one in contents.artifacts if one.damage and one.ref in doubts]
     try:
         with duckdb.connect(aside, config={"threads": _threads()}) as connection:
-            fill(connection, lake, entries, found)
+            fill(connection, lake, contents)
             connection.execute("create schema gradus")
             connection.execute(f"create table gradus.about as select {literal(state)} as state")
             connection.execute("create table gradus.doubted (artifact varchar)")
@@ -114,27 +110,33 @@ def _threads() -> int:
 def _state(lake: Lake) -> str:
     """A digest of everything that a catalog shows, cheap enough to take before every query.
 
-    Artifacts and entries are only ever added, so their names say it; a run's record is replaced by another file.
+    An artifact's manifest stands for it. A file that was lost, damaged or restored is another file.
     """
     folders = [*(f"artifacts/{kind}" for kind in _names(f"{lake.root}/artifacts")), "datasets"]
+    files = [f"{folder}/{name}/{MANIFEST}" for folder in folders for name in _names(f"{lake.root}/{folder}")]
+    folders = ["runs"]
     for kind in ("costs", "alpha", "openings"):
         folders += [f"{kind}/{name}" for name in _names(f"{lake.root}/{kind}")]
-    names = [[folder, _names(f"{lake.root}/{folder}")] for folder in folders]
-    runs = []
-    for name in _names(f"{lake.root}/runs"):
-        with suppress(FileNotFoundError):
-            stat = (lake.root / "runs" / name).stat()
-            runs.append([name, stat.st_mtime_ns, stat.st_size, stat.st_ino])
-    body = canonical_json([_edition(), duckdb.__version__, str(lake.root), names, runs])
+    files += [f"{folder}/{name}" for folder in folders for name in _names(f"{lake.root}/{folder}")]
+    stamps = [[file, _stamp(f"{lake.root}/{file}")] for file in files]
+    body = canonical_json([_edition(), duckdb.__version__, str(lake.root), stamps])
     return hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @cache
 def _edition() -> str:
     """A digest of what makes a catalog: one that other code made is rebuilt."""
-    parts = ("views.py", "catalog.sql", "comments.toml")
+    parts = ("contents.py", "views.py", "catalog.sql", "comments.toml")
     body = b"".join((Path(__file__).parent / name).read_bytes() for name in parts)
     return hashlib.blake2b(body, digest_size=16).hexdigest()
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        stat = os.stat(path)  # noqa: PTH116 (much quicker)
+    except OSError:
+        return []
+    return [stat.st_mtime_ns, stat.st_size, stat.st_ino]
 
 
 def _names(folder: str) -> list[str]:
@@ -146,7 +148,9 @@ def _names(folder: str) -> list[str]:
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:
     """A connection of its own to the catalog, read-only: one that this process has open already may be an old one."""
-    config: dict[str, Any] = {"threads": _threads(), "memory_limit": MEMORY, "temp_directory": _spill()}
+    name = f"gradus-{os.getuid()}-{os.getpid()}-{secrets.token_hex(4)}.spill"  # one each: DuckDB removes its own only
+    spill = str(Path(tempfile.gettempdir()) / name)
+    config: dict[str, Any] = {"threads": _threads(), "memory_limit": MEMORY, "temp_directory": spill}
     connection = duckdb.connect(config=config)
     try:
         connection.execute(f"attach {literal(str(path))} as catalog (read_only)")
@@ -155,10 +159,6 @@ def _open(path: Path) -> duckdb.DuckDBPyConnection:
         connection.close()
         raise
     return connection
-
-
-def _spill() -> str:
-    return str(Path(tempfile.gettempdir()) / f"gradus-{os.getuid()}-{os.getpid()}.spill")
 
 
 def _doubted_before(path: Path) -> list[Ref]:
@@ -196,78 +196,54 @@ def _open_if_fresh(lake: Lake) -> duckdb.DuckDBPyConnection | None:
     return None
 
 
-def query(lake: Lake, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
+def query(lake: Lake, sql: str, values: Sequence[Any] = (), limit: int | None = None) -> pl.DataFrame:
     """What one SELECT gives on a fresh catalog; it can read this lake's files only, and write nothing.
 
-    `values` are bound to the `?` of the statement. DESCRIBE and SHOW TABLES tell the comments too.
+    `values` are bound to the `?` of the statement. DESCRIBE and SHOW TABLES tell the comments too. Of two columns
+    of one name the second is `name_1`. `limit`: so many rows at most, and no more are computed.
     """
     try:
         with _open_fresh(lake) as connection:
-            return _answer(lake, connection, sql, values)
+            return answer(lake, connection, sql, values, limit)
     except duckdb.Error as error:
         if not _about_files(lake, error):
             raise UserError(
                 f"{error}\nviews and macros: `show tables`, `describe rows`, explain_row(id)"
             ) from error
-        path = build_catalog(
-            lake, _suspects(lake, str(error))
-        )  # a repaired lake is read, a damaged one named
+        path = build_catalog(lake, _suspects(lake, error))  # a repaired lake is read, a damaged one named
     try:
         with _open(path) as connection:
-            return _answer(lake, connection, sql, values)
+            return answer(lake, connection, sql, values, limit)
     except duckdb.Error as error:
         found, text = str(error).partition(DAMAGED)[1:]
         raise DataError(text if found else f"the lake cannot be read: {error}") from error
 
 
-def _answer(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any]
-) -> pl.DataFrame:
-    allowed = sorted({f"{lake.root}/", unglobbed(f"{lake.root}/"), f"{_spill()}/"})
-    connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
-    connection.execute("set enable_external_access = false")
-    connection.execute("set lock_configuration = true")
-    _refuse_others(connection, sql)
-    named = NAMED.fullmatch(sql)
-    if named and named[1].casefold() == "tables":
-        sql, values = LISTED, ()
-    elif named and connection.execute(DESCRIBED, [named[1].casefold()]).fetchall():
-        sql, values = DESCRIBED, [named[1].casefold()]
-    found = pl.DataFrame(connection.sql(sql, params=list(values)).to_arrow_table())
-    return found.with_columns(pl.col(pl.Decimal(38, 0)).cast(pl.Int128))  # sums of whole numbers
-
-
-def _refuse_others(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    statements = connection.extract_statements(sql)
-    try:
-        kinds = [statement.type.name for statement in statements]
-    except ValueError:
-        kinds = ["a statement of another kind"]
-    if kinds != ["SELECT"]:
-        raise UserError(
-            "the catalog answers one SELECT at a time (also FROM, DESCRIBE, SHOW, SUMMARIZE) and "
-            f"changes nothing; got: {', '.join(kinds) or 'no statement'}"
-        )
-
-
 def _about_files(lake: Lake, error: duckdb.Error) -> bool:
     """Is it the lake's files that an error is about, not the statement?"""
-    if isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.PermissionException):
-        return False
     text = str(error)
-    return (
-        isinstance(error, duckdb.IOException)
-        or DAMAGED in text
-        or f"{lake.root}/" in text
-        or bool(ABOUT_FILES.search(text))
-    )
+    if DAMAGED in text or isinstance(error, ABOUT_STATEMENT):
+        return DAMAGED in text
+    return isinstance(error, duckdb.IOException) or f"{lake.root}/" in text or type(error) is duckdb.Error
 
 
-def _suspects(lake: Lake, text: str) -> list[Ref]:
-    """Artifacts whose bytes an error puts in doubt: those it names, or all of them."""
+def _suspects(lake: Lake, error: duckdb.Error) -> list[Ref]:
+    """Artifacts whose bytes an error puts in doubt: those it names; of a footer that is no Parquet it names none."""
+    text, folders = str(error), {ref: artifact_folder(lake.root, ref) for ref in lake.refs()}
     if DAMAGED in text:
         return []
-    return [ref for ref in lake.refs() if str(artifact_folder(lake.root, ref)) in text] or lake.refs()
+    if type(error) is duckdb.Error:
+        return [
+            ref for ref, folder in folders.items() if not all(map(_has_footer, folder.glob("*/*.parquet")))
+        ]
+    return [ref for ref, folder in folders.items() if f"{folder}/" in text]
+
+
+def _has_footer(path: Path) -> bool:
+    try:
+        return pq.read_metadata(path) is not None
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:

@@ -99,19 +99,28 @@ select s."round", t.* exclude (artifact, thin) from region_table t
 where t.artifact in artifacts_of(run_id) and t.thin
 order by s."round", t.proxy, t.scale, t.density, t.region;
 
--- `stands_for`: the rows that an arm is about, whole (an arm's own rows are a subsample in each replicate); a dataset
--- version is found by equal rows, because a base that was found again keeps the number it had.
+-- The scorer stands for `previous` where no model was trained to be compared. A control's differences are those of
+-- the arms that it was compared with, turned round. `stands_for`: the rows that an arm is about, whole (an arm's own
+-- rows are a subsample in each replicate); a dataset version is found by equal rows, because a base that was found
+-- again keeps the number it had.
 create macro path_of(run_id, round_number, arm_name, suite_name, metric_name) as table
-with numbers as (
-  select phase, string_agg(format('{}: {:+.4g}', control, difference)
-    || coalesce(format(' [{:.4g}, {:.4g}]', low, high), '') || ', n=' || n, '; ' order by control) as differences
-  from comparisons where artifact in artifacts_of(run_id) and "round" = round_number and arm = arm_name
-    and suite = suite_name and metric = metric_name group by phase),
+with compared as (
+  select * from comparisons where artifact in artifacts_of(run_id) and "round" = round_number
+    and suite = suite_name and metric = metric_name),
+numbers as (
+  select phase, string_agg(format('{}: {:+.4g}', other, difference)
+    || coalesce(format(' [{:.4g}, {:.4g}]', low, high), '') || ', n=' || n, '; ' order by other) as differences
+  from (
+    select phase, control as other, difference, low, high, n from compared where arm = arm_name
+    union all
+    select phase, arm, 0 - difference, 0 - high, 0 - low, n from compared where control = arm_name)
+  group by phase),
 trained as (
   select *, case arm when 'previous' then base when 'candidate' then (
       select max(artifact) from steps
       where run = run_id and stage in ('base', 'unpublished') and "round" = round_number) end as stands_for
-  from models where artifact in artifacts_of(run_id) and "round" = round_number and arm = arm_name),
+  from models where artifact in artifacts_of(run_id) and "round" = round_number and arm = arm_name
+  qualify kind = 'compared' or count(*) filter (kind = 'compared') over (partition by phase) = 0),
 sets as (
   select artifact, count(*) as n, bit_xor(hash(row_id)) as content from rows
   where artifact in artifacts_of(run_id) and artifact in (select stands_for from trained) and world = 0

@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
-from curation.errors import UserError
+from curation.errors import DataError, UserError
+from curation.rows import TABLES
 from storage.artifacts import Lake
-from storage.catalog import query
+from storage.catalog import literal, query
+
+MOST_WORDS = 100
+VIEWS = (*TABLES, "features", "embeddings", "dataset_rows", "every_row")
+
+
+def query_whole(lake: Lake, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
+    """`query`, without the damaged artifacts, of which it warns; the SELECT has no WITH of its own."""
+    damaged = _damaged(lake)
+    try:
+        return query(lake, _without(damaged, sql), values)
+    except DataError:
+        now = _damaged(lake)  # reading may have found more
+        if now == damaged:
+            raise
+        return query(lake, _without(now, sql), values)
+
+
+def _damaged(lake: Lake) -> list[str]:
+    sql = "select artifact, damage from artifacts where damage is not null order by 1"
+    lines = query(lake, sql).rows()
+    for artifact, damage in lines:
+        warnings.warn(f"{artifact} is damaged and was left out: {damage}", stacklevel=4)
+    return [artifact for artifact, _ in lines]
+
+
+def _without(damaged: list[str], sql: str) -> str:
+    if not damaged:
+        return sql
+    names = ", ".join(map(literal, damaged))
+    views = (f"{v} as not materialized (from main.{v} where artifact not in ({names}))" for v in VIEWS)
+    return f"with {', '.join(views)} {sql}"
 
 
 def row_id_of(lake: Lake, beginning: str) -> str:
     """The whole id of the one row whose id begins so."""
-    if not re.fullmatch(r"[^\s'\"%]{4,64}", beginning):
+    if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
         raise UserError(
-            f'{beginning!r} is no row id; at least 4 of its 32 hex digits: gradus sql "select row_id, prompt from rows limit 5"'
+            f'{beginning!r} is no row id; at least 4 of its 32 digits 0-9a-f: gradus sql "select row_id, prompt from rows limit 5"'
         )
-    if (
-        len(beginning) == 32
-        and not query(lake, "select 1 from every_row where row_id = ? limit 1", [beginning]).is_empty()
-    ):
-        return beginning
-    found = query(
-        lake,
-        "select distinct row_id from every_row where starts_with(row_id, ?) order by 1 limit 3",
-        [beginning],
-    )["row_id"].to_list()
-    if len(found) > 1 and beginning not in found:
+    begins = "row_id = $1"
+    if len(beginning) < 32:
+        begins = "row_id >= $1 and row_id < $1 || 'g' and starts_with(row_id, $1)"  # a range skips row groups
+    sql = f"select distinct row_id from every_row where {begins} order by 1 limit 3"
+    found = query_whole(lake, sql, [beginning])["row_id"].to_list()
+    if len(found) > 1:
         raise UserError(
             f"more than one row begins with {beginning}: {found[0]}, {found[1]} …; give more digits"
         )
     if not found:
         raise UserError(f"no row {beginning} in {lake.root}")
-    return beginning if beginning in found else found[0]
+    return found[0]
 
 
 FIND = """
-with found as (
+select row_id, round(contains(body, lower($1))::int + ({alone}) / {n} + ({covered}) / length(body), 4) as score,
+  source, label, origin, prompt, response
+from (
   select row_id, any_value(source) as source, any_value(label) as label, any_value(origin) as origin,
     any_value(prompt) as prompt, any_value(response) as response, any_value(body) as body
   from (select *, lower(concat_ws(' ', prompt, response)) as body from every_row)
   where {every_word} group by row_id
 )
-select row_id, round(contains(body, $1)::int + ({alone}) / {n} + ({covered}) / length(body), 4) as score,
-  source, label, origin, prompt, response
-from found order by score desc, row_id limit {k}
+order by score desc, row_id limit {k}
 """
+ALONE = r"'(^|[^\pL\pN])' || regexp_escape({word}) || '([^\pL\pN]|$)'"
 
 
 def find_rows(lake: Lake, text: str, k: int = 20) -> pl.DataFrame:
@@ -56,19 +88,25 @@ def find_rows(lake: Lake, text: str, k: int = 20) -> pl.DataFrame:
     as typed, plus the share of them that are words there and not parts of longer ones, plus their share of the text.
     Dropped rows are found as well.
     """
-    words = list(dict.fromkeys(text.lower().split()))
+    typed = unicodedata.normalize("NFC", text).split()  # as texts are when they are ingested
+    words = list(dict.fromkeys(typed))
     if not words:
         raise UserError("nothing to look for: gradus find 'lost card'")
+    if len(words) > MOST_WORDS:
+        raise UserError(
+            f"{len(words)} words to look for: at most {MOST_WORDS}; a few that are rare find a text as well"
+        )
     if k < 1:
         raise UserError(f"k = {k}: ask for 1 row or more")
     n = len(words)
-    here, alone = range(2, n + 2), range(n + 2, 2 * n + 2)
+    here = [
+        f"lower(${i})" for i in range(2, n + 2)
+    ]  # lower-cased where the texts are: Σ has two small letters
     sql = FIND.format(
-        every_word=" and ".join(f"contains(body, ${i})" for i in here),
-        alone=" + ".join(f"regexp_matches(body, ${i})::int" for i in alone),
-        covered=" + ".join(f"(length(body) - length(replace(body, ${i}, '')))" for i in here),
+        every_word=" and ".join(f"contains(body, {word})" for word in here),
+        alone=" + ".join(f"regexp_matches(body, {ALONE.format(word=word)})::int" for word in here),
+        covered=" + ".join(f"(length(body) - length(replace(body, {word}, '')))" for word in here),
         n=n,
         k=int(k),
     )
-    patterns = [rf"(^|[^\pL\pN]){re.escape(word)}([^\pL\pN]|$)" for word in words]
-    return query(lake, sql, [" ".join(text.lower().split()), *words, *patterns])
+    return query_whole(lake, sql, [" ".join(typed), *words])

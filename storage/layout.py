@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,25 @@ def lock_path(work: Path) -> Path:
 
 def published_refs(root: Path) -> list[Ref]:
     """All artifacts and datasets with a manifest, sorted; folders without one are not listed."""
-    folders = [*root.glob(f"artifacts/*/*/{MANIFEST}"), *root.glob(f"datasets/*/{MANIFEST}")]
-    return sorted(_ref_of(root, path.parent) for path in folders)
+    return [ref for ref in folder_refs(root)[0] if (artifact_folder(root, ref) / MANIFEST).exists()]
 
 
-def _ref_of(root: Path, folder: Path) -> Ref:
-    parts = folder.relative_to(root).parts
-    return Ref.parse(f"dataset/{parts[1]}" if parts[0] == "datasets" else f"{parts[1]}/{parts[2]}")
+def folder_refs(root: Path) -> tuple[list[Ref], list[str]]:
+    """(artifacts and datasets that have a folder, sorted; folders with another name, relative to the lake)."""
+    refs, strange = [], []
+    for folder in (*root.glob("artifacts/*/[!.]*"), *root.glob("datasets/[!.]*")):
+        if folder.is_dir():
+            ref = _ref_of(root, folder)
+            if ref is None:
+                strange.append(folder.relative_to(root).as_posix())
+            else:
+                refs.append(ref)
+    return sorted(refs), sorted(strange)
+
+
+def _ref_of(root: Path, folder: Path) -> Ref | None:
+    kind = "dataset" if folder.parent == root / "datasets" else folder.parent.name
+    with suppress(UserError):
+        ref = Ref.parse(f"{kind}/{folder.name}")
+        return ref if artifact_folder(root, ref) == folder else None
+    return None

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import polars as pl
 
-from curation.errors import DriftError, UserError
+from curation.errors import DataError, DriftError, UserError
 from storage import shards
 from storage.layout import MANIFEST, Ref, artifact_folder, checked_name, entry_name, pretty_json
 from storage.lineage import describe
@@ -24,8 +25,8 @@ KEPT = "everything published before is kept"
 def dataset_numbers(root: Path, name: str) -> list[int]:
     """Numbers of the published versions of a dataset, ascending."""
     checked_name("dataset", name)
-    folders = root.glob(f"datasets/{name}@v*/{MANIFEST}")
-    return sorted(int(path.parent.name.rpartition("@v")[2]) for path in folders)
+    numbers = [number for found, number in dataset_folders(root) if found == name]
+    return [n for n in numbers if (artifact_folder(root, Ref("dataset", name, f"v{n}")) / MANIFEST).exists()]
 
 
 def dataset_folders(root: Path) -> list[tuple[str, int]]:
@@ -138,9 +139,13 @@ def save_run(root: Path, run_id: str, run: Mapping[str, Any]) -> None:
 
 
 def runs(root: Path) -> list[dict[str, Any]]:
-    """All runs, newest last by `started`, then by name."""
-    found = [shards.read_json(path) for path in root.glob("runs/[!.]*.json")]
-    return sorted(found, key=lambda run: (str(run.get("started") or ""), run["run"]))
+    """All runs that can be read, newest last by `started`, then by name."""
+    return sorted(readable(root, "runs/[!.]*.json")[0], key=by_start)
+
+
+def by_start(run: Mapping[str, Any]) -> tuple[str, str]:
+    """What runs are sorted by."""
+    return str(run.get("started") or ""), run["run"]
 
 
 def add_cost(root: Path, run_id: str, cost: Mapping[str, Any]) -> None:
@@ -155,6 +160,22 @@ def costs(root: Path, run_id: str | None = None) -> list[dict[str, Any]]:
     folder = "*" if run_id is None else _verbatim(entry_name(run_id))
     paths = sorted(root.glob(f"costs/{folder}/[!.]*.json"), key=lambda path: path.name)
     return [shards.read_json(path) for path in paths]
+
+
+def readable(root: Path, pattern: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """(the records in these files, in order of file name; of the other files what is wrong), to be shown only."""
+    found, damage = [], {}
+    for path in sorted(root.glob(pattern), key=lambda path: path.name):
+        try:
+            record = shards.read_json(path)
+            if not isinstance(record, dict) or not isinstance(record.get("run", ""), str):
+                raise DataError(f"{path} is no record; restore it from a backup")
+            found.append({"run": unquote(path.stem), **record} if path.parent.name == "runs" else record)
+        except FileNotFoundError:
+            continue  # deleted since it was listed
+        except DataError as error:
+            damage[path.relative_to(root).as_posix()] = str(error)
+    return found, damage
 
 
 def _verbatim(name: str) -> str:

@@ -16,23 +16,28 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 DECODED_ROWS = 512  # at a time, so that they stay in the processor's cache
 
 
-def pages_of(path: Path) -> np.ndarray | None:
+def pages_of(path: Path, group: int | None = None) -> np.ndarray | None:
     """(pages, 3) int64 of the `feature` column: row group, where its numbers begin in the file, how many there are.
 
-    None when the file has another layout than plain numbers, or is damaged: reading it by pyarrow says what is wrong.
+    Of one row group when given. None when the file has another layout than plain numbers, or is damaged: reading it by
+    pyarrow says what is wrong.
     """
     meta = pq.read_metadata(path)
     data = np.memmap(path, np.uint8, "r")
-    try:
-        pages = [page for group in range(meta.num_row_groups) for page in _pages(data, meta, group)]
-    except (IndexError, KeyError, ValueError):
+    if meta.schema.to_arrow_schema().field("feature").type.value_type != pa.float16():
         return None
-    return np.array(pages, dtype=np.int64).reshape(-1, 3)
+    groups = range(meta.num_row_groups) if group is None else [group]
+    try:
+        pages = [page for one in groups for page in _pages(data, meta, one)]
+        return np.array(pages, dtype=np.int64).reshape(-1, 3)
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError):  # what odd bytes can lead to
+        return None
 
 
 def _pages(data: np.ndarray, meta: Any, group: int) -> Iterator[tuple[int, int, int]]:
@@ -40,11 +45,14 @@ def _pages(data: np.ndarray, meta: Any, group: int) -> Iterator[tuple[int, int, 
     if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
         raise ValueError("not plain numbers")
     at, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
+    left = chunk.num_values
     while at < end:
         header, at = _struct(data, at)
         page = header[5]  # of a data page: 1 = how many numbers and nulls, 2 = encoding (0 = plain)
         begin = at + _levels(data, at)
-        if header[1] != 0 or page[2] != 0 or begin + 2 * page[1] != at + header[3]:
+        left -= page[1]
+        plain = header[1] == page[2] == 0 and begin + 2 * page[1] == at + header[3] <= end
+        if not plain or page[1] < 0 or (at + header[3] == end) != (left == 0):
             raise ValueError("not plain numbers")
         yield group, begin, page[1]
         at += header[3]
@@ -68,6 +76,8 @@ def _varint(data: np.ndarray, at: int) -> tuple[int, int]:
         value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
         if byte < 128:
             return value, at
+        if shift > 63:
+            raise ValueError("a number in a page header has no end")
 
 
 def _struct(data: np.ndarray, at: int) -> tuple[dict[int, Any], int]:
@@ -93,13 +103,14 @@ def _struct(data: np.ndarray, at: int) -> tuple[dict[int, Any], int]:
 
 def group_vectors(path: Path, group: int) -> np.ndarray:
     """(rows, d) float16: the vectors of a row group."""
-    pages = pages_of(path)
+    pages = pages_of(path, group)
     width = pq.read_schema(path).field("feature").type.list_size
     if pages is None:
         column = pq.ParquetFile(path).read_row_group(group, columns=["feature"], use_threads=False)["feature"]
-        return column.combine_chunks().flatten().to_numpy().reshape(-1, width)
+        numbers = column.combine_chunks().flatten().to_numpy().astype(np.float16, copy=False)
+        return numbers.reshape(-1, width)
     data = np.memmap(path, np.uint8, "r")
-    parts = [data[begin : begin + 2 * count] for _, begin, count in pages[pages[:, 0] == group]]
+    parts = [data[begin : begin + 2 * count] for _, begin, count in pages]
     return np.concatenate(parts).view(np.float16).reshape(-1, width)
 
 

@@ -1,23 +1,20 @@
-"""What the catalog is filled with: views over the lake's Parquet, tables of its JSON records, macros, comments."""
+"""What the catalog is filled with: views over the lake's Parquet, tables of its JSON, macros, comments."""
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from curation.errors import DataError, DriftError, UserError
 from curation.rows import ROWS, TABLES, features_schema
 from storage.artifacts import Lake
-from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
+from storage.contents import Contents, Found, published, steps_in
+from storage.layout import artifact_folder, canonical_json
 
 HERE = Path(__file__).parent
 DAMAGED = "damaged: "
@@ -42,16 +39,6 @@ JSON_TABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """A published artifact as the disk has it: `damage` says what is wrong with it, or is empty."""
-
-    ref: Ref
-    manifest: Mapping[str, Any]
-    published_ns: int
-    damage: str
-
-
 def literal(text: str) -> str:
     """The text as an SQL literal, quoted by DuckDB."""
     return str(duckdb.ConstantExpression(text))
@@ -62,74 +49,19 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def find_all(lake: Lake, doubted: Iterable[Ref] = ()) -> list[Found]:
-    """Every artifact of the lake; of the `doubted` ones the checksums are compared too."""
-    found, doubts = [], set(doubted)
-    for ref in lake.refs():
-        folder = artifact_folder(lake.root, ref)
-        try:
-            manifest = lake.manifest(ref)
-            damage = _damage(folder, manifest["files"]) or (_drift(lake, ref) if ref in doubts else "")
-        except UserError:
-            continue  # deleted since it was listed
-        except (DataError, KeyError, TypeError, AttributeError) as error:
-            tables = {path.name: {} for path in folder.iterdir() if path.is_dir()}
-            manifest, damage = {"schema": tables, "files": {}, "rows": {}}, f"its manifest: {error}"
-        found.append(Found(ref, manifest, (folder / MANIFEST).stat().st_mtime_ns, damage))
-    return found
-
-
-def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which file is missing or has another size than it was published with; empty when none."""
-    for name, facts in files.items():
-        try:
-            size = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (much quicker)
-        except FileNotFoundError:
-            return f"{name} is missing"
-        if size != facts["bytes"]:
-            return f"{name} has {size} bytes, published with {facts['bytes']}"
-    return ""
-
-
-def _drift(lake: Lake, ref: Ref) -> str:
-    """Which file has other bytes than it was published with; empty when none."""
-    try:
-        lake.verify(ref)
-    except DriftError as error:
-        return str(error).removeprefix(f"{ref}: ")
-    return ""
-
-
-def read_entries(lake: Lake) -> dict[str, list[dict[str, Any]]]:
-    """The lake's JSON records. To be read before artifacts are listed: a run names only what was published before."""
-    runs = lake.runs()
-    steps = [{**step, "run": run["run"], "step": n} for run in runs for n, step in enumerate(_steps(run), 1)]
-    return {
-        "runs": runs,
-        "steps": steps,
-        "costs": lake.costs(),
-        "alpha_spent": lake.alpha_spent(),
-        "openings": lake.openings(),
-    }
-
-
-def fill(
-    connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    entries: Mapping[str, list[dict[str, Any]]],
-    found: Sequence[Found],
-) -> None:
+def fill(connection: duckdb.DuckDBPyConnection, lake: Lake, contents: Contents) -> None:
     """Makes every view, table, macro and comment of the catalog in an empty database."""
     schemas = {**TABLES, "features": features_schema(1), "embeddings": features_schema(1)}
+    found = contents.artifacts
     plain = [one for one in found if not one.ref.is_dataset]
     for table, schema in schemas.items():
         connection.execute(_view(lake, table, table, {"artifact": "VARCHAR"}, schema, plain))
     first = {"artifact": "VARCHAR", "dataset": "VARCHAR", "version": "INTEGER"}
     versions = [one for one in found if one.ref.is_dataset]
     connection.execute(_view(lake, "dataset_rows", "rows", first, ROWS, versions))
-    for table, records in {**_published(found), **entries}.items():
+    for table, records in {**published(contents), **contents.entries}.items():
         _make_table(connection, table, records)
-    connection.execute(_constants(entries["runs"], found))
+    connection.execute(_constants(contents.entries["runs"], found))
     connection.execute((HERE / "catalog.sql").read_text(encoding="utf-8"))
     _comment(connection)
 
@@ -205,34 +137,6 @@ def unglobbed(path: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
-def _published(found: Sequence[Found]) -> dict[str, list[dict[str, Any]]]:
-    facts = ("kind", "name", "stage", "code_version", "parents", "counts", "spec")
-    artifacts = [
-        {name: one.manifest.get(name) for name in facts}
-        | {"artifact": str(one.ref), "kind": one.ref.kind, "name": one.ref.name}
-        | {"fingerprint": one.ref.fingerprint, "damage": one.damage or None}
-        | {"published": datetime.fromtimestamp(one.published_ns / 1e9, UTC).isoformat(timespec="seconds")}
-        | {"tables": one.manifest["rows"], "rows": sum(one.manifest["rows"].values())}
-        | {"bytes": sum(file["bytes"] for file in one.manifest["files"].values())}
-        for one in found
-    ]
-    facts = ("parent", "strategy", "tokens", "decision", "evidence", "content_fp")
-    datasets = [
-        {"artifact": str(one.ref), "name": one.ref.name, "version": one.ref.version}
-        | {"rows": one.manifest["rows"].get("rows")}
-        | {name: one.manifest.get(name) for name in facts}
-        for one in found
-        if one.ref.is_dataset
-    ]
-    by_number = sorted(datasets, key=lambda entry: (entry["name"], entry["version"]))
-    return {"artifacts": artifacts, "datasets": by_number}
-
-
-def _steps(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    steps = run.get("steps")
-    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-
-
 def _make_table(connection: duckdb.DuckDBPyConnection, table: str, records: list[dict[str, Any]]) -> None:
     """A native table: the declared columns, then what else the records have; nested values as JSON text."""
     declared = {
@@ -305,7 +209,7 @@ def _constants(entries: Sequence[Mapping[str, Any]], found: Sequence[Found]) -> 
 
 def _artifacts(run: Mapping[str, Any]) -> list[str]:
     named = run.get("artifacts")
-    refs = [step.get("artifact") for step in _steps(run)] + list(
+    refs = [step.get("artifact") for step in steps_in(run)] + list(
         named.values() if isinstance(named, dict) else ()
     )
     return [ref for ref in refs if isinstance(ref, str) and ref and " " not in ref]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +16,9 @@ from typer.testing import CliRunner
 
 from curation.errors import GradusError
 from flows.cli import app
+from flows.explain import STORY, print_story
+from flows.inspect import _disk
+from flows.lineage import _print_node
 from flows.status import status
 from storage.artifacts import Lake, Ref
 from storage.catalog import query
@@ -58,6 +63,8 @@ def test_sql_prints_tables_json_and_csv(lake: Lake) -> None:
     assert json.loads(run(lake, "sql", question, "--json")) == [{"n": read}]
     assert run(lake, "sql", question, "--csv") == f"n\n{read}\n"
     assert narrow(run(lake, "sql", "select * from rows limit 3"))
+    assert "the first 1,000 rows shown" in run(lake, "sql", "from range(1_000_000_000_000)")
+    assert "rows shown" not in run(lake, "sql", "from range(1_000)")
 
 
 def test_inspect_has_the_figures_of_status(lake: Lake) -> None:
@@ -90,6 +97,52 @@ def test_inspect_of_an_empty_and_of_a_damaged_lake(lake: Lake, tmp_path: Path) -
     text = run(broken, "inspect")
     assert "PROBLEM" in text and str(ref) in text and "records: read" in text
     assert facts(broken, "inspect")["problems"]
+
+
+def test_inspect_while_folders_come_and_go(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = Lake(shutil.copytree(lake.root, tmp_path / "busy"))
+    known, work, walk = _disk(busy)["(work)"], busy.root / "work", os.walk
+    (work / "train" / "shards").mkdir(parents=True)
+    (work / "gone").write_bytes(b"1")
+    (work / "stays").write_bytes(b"1")
+
+    def racing(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        """The folders, after a run took away something that was listed."""
+        for at, folders, names in walk(top):
+            if Path(at) == work:
+                (work / "train").rename(tmp_path / "train")
+                (work / "gone").unlink()
+            yield at, folders, names
+
+    monkeypatch.setattr(os, "walk", racing)
+    assert _disk(busy)["(work)"] == known + 1 and not (work / "gone").exists()
+
+
+def test_a_damaged_artifact_is_named_and_hides_nothing_else(lake: Lake, tmp_path: Path) -> None:
+    broken = Lake(shutil.copytree(lake.root, tmp_path / "broken"))
+    row = query(lake, "select row_id, prompt from dataset_rows order by row_id limit 1").row(0)
+    version = next(iter((broken.root / "datasets" / "tiny@v1" / "rows").iterdir()))
+    version.write_bytes(version.read_bytes()[:-100])
+    for words in (("diff", "v1", last_two(lake)[1]), ("diff", last_two(lake)[1], "v1", "--rows")):
+        assert "dataset/tiny@v1 was half deleted: rows/" in refused(broken, *words)
+    told = facts(broken, "explain", row[0])
+    assert told["records"] and {v["artifact"] for v in told["versions"]}.isdisjoint({"dataset/tiny@v1"})
+    found = CliRunner().invoke(app, ["find", "--lake", str(broken.root), row[1]])
+    assert found.exit_code == 0 and row[0][:12] in found.stdout
+    assert found.stderr.count("dataset/tiny@v1 is damaged and was left out") == 1
+    records = broken.paths(broken.refs("ingest")[0], "records")[0]
+    records.unlink()
+    assert "was half deleted: records/" in refused(broken, "lineage", "v1")
+
+
+def test_text_of_the_corpus_stays_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"origin": "real", "source": "s", "label": "a\nversions that hold it\n  dataset/x@v9"}
+    print_story({"row_id": "ab", "rows": [row]} | {part: [] for part in STORY if part != "rows"})
+    _print_node({"artifact": "a", "sources": [{"source": "s\nb", "file": "f", "records": 1, "rows": 1}]}, 0)
+    out = capsys.readouterr().out.splitlines()
+    assert "  dataset/x@v9" not in out and not any(line.startswith("b f") for line in out)
 
 
 def test_explain_tells_a_row_from_its_record_to_its_sets(lake: Lake) -> None:
@@ -202,7 +255,9 @@ def test_a_printed_number_leads_to_rows_and_sources(lake: Lake) -> None:
         == sets
         == (sets[0], sum(s["rows"] for s in candidate["from"]))
     )
-    assert run(lake, "lineage", number, "--pick", str(place)).count("which came from") == 2
+    text = run(lake, "lineage", number, "--pick", str(place))
+    assert text.count("which came from") == 2
+    assert query(lake, re.search(r'gradus sql "(from path_of.*)"', text)[1]).height == sets[0]  # type: ignore[index]
     by_path = facts(lake, "lineage", ":1:candidate:ood_mean:accuracy")["found"]
     assert {c["control"] for c in by_path} >= {"untargeted", "previous", None}
 

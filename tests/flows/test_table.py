@@ -13,8 +13,9 @@ from rich.cells import cell_len
 
 from flows.table import csv_text, json_text, print_block, print_frame
 
-HOSTILE = "\x1b]0;owned\x07\x1b[31mred\u202egnp.exe\x9b2J\u200b\r\n=cmd()|' /C calc'!A0"
-FORBIDDEN = "\x1b\x07\x9b\u202e\u200b\r"
+UNSEEN = "\u061c\u2028\u2029\u2060\u2064\ufeff\U000e0001\U000e007f"
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\u202egnp.exe\x9b2J\u200b\r\n=cmd()|' /C calc'!A0" + UNSEEN
+FORBIDDEN = "\x1b\x07\x9b\u202e\u200b\r" + UNSEEN
 
 
 @pytest.fixture(params=[40, 80, 200])
@@ -59,7 +60,7 @@ def test_a_cell_of_ten_megabytes_is_cut_and_says_so(capsys: pytest.CaptureFixtur
 def test_many_rows_say_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_frame(pl.DataFrame({"n": range(1500)}))
     out = lines(capsys)
-    assert out[-1] == "1,000 of 1,500 rows shown; --json or --csv gives all" and len(out) == 1005
+    assert out[-1] == "the first 1,000 rows shown; --json or --csv gives all" and len(out) == 1005
     print_frame(pl.DataFrame({"n": []}))
     print_frame(pl.DataFrame({"n": range(1500)}), as_json=True)
     assert len(json.loads("[" + capsys.readouterr().out.split("[", 1)[1])) == 1500
@@ -90,6 +91,12 @@ def test_csv_computes_nothing_and_loses_nothing(text: str) -> None:
     header, row = csv.reader(io.StringIO(csv_text(frame)))
     assert header == ["'=name", "n", "list"] and row[1] == "-1" and json.loads(row[2]) == [text, None]
     assert row[0][0] not in "=+-@\t\r\n＝＋－＠" and row[0] in (text, "'" + text)
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["=1+1"])])
+def test_csv_computes_nothing_of_a_dictionary_column(dtype: pl.DataType) -> None:
+    frame = pl.DataFrame({"c": pl.Series(["=1+1", None], dtype=dtype), "n": [1, 2]})
+    assert csv_text(frame) == "c,n\n'=1+1,1\n,2\n"
 
 
 def test_csv_on_a_terminal_obeys_nothing(

@@ -82,6 +82,7 @@ def trained_tables(base: str) -> dict[str, dict[str, pl.DataFrame]]:
          "base": base, "rows": len(ids[arm]), "steps": 9, "tokens": 99, "seed": r}
         for phase, arm, r in places
     ]  # fmt: skip
+    models.append({**models[0], "model": "scorer/0", "kind": "scorer"})
     outcomes = [
         {
             "model": m["model"],

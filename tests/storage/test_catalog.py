@@ -175,6 +175,10 @@ def test_a_moved_or_damaged_catalog_is_rebuilt(lake: Lake, tmp_path: Path) -> No
         "insert into runs values ('x')",
         "copy rows to 'x.csv'",
         "explain analyze copy rows to 'x.csv'",
+        "explain copy rows to 'x.csv'",
+        "explain /* */ copy rows to 'x.csv'",
+        "explain select 1; copy rows to 'x.csv'",
+        "explain delete from runs",
         "copy (pivot runs on state) to 'x.csv'",
         "attach 'x.db'",
         "set threads = 1",
@@ -197,6 +201,49 @@ def test_only_one_select(lake: Lake, sql: str, monkeypatch: pytest.MonkeyPatch) 
 def test_no_file_outside_the_lake(lake: Lake, sql: str) -> None:
     with pytest.raises(UserError):
         query(lake, sql)
+
+
+def test_columns_of_one_name_are_told_apart(lake: Lake) -> None:
+    assert query(lake, "select 1 as a, 2 as a, 3 as a_1, 4 as a").row(0, named=True) == {
+        "a": 1,
+        "a_2": 2,
+        "a_1": 3,
+        "a_3": 4,
+    }
+    joined = query(lake, "select * from rows r join ledger l on l.row_id = r.row_id")
+    assert {"artifact", "artifact_1", "row_id_1"} <= set(joined.columns) and joined.height
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "interval 1 day",
+        "union_value(k := 1)",
+        "'infinity'::date",
+        "'-infinity'::timestamp",
+        "date '20000-01-01'",
+    ],
+)
+def test_what_only_duckdb_knows_is_to_be_cast(lake: Lake, value: str) -> None:
+    with pytest.raises(UserError, match="::varchar"):
+        query(lake, f"select {value} as x")
+    assert query(lake, f"select ({value})::varchar as x").item()
+
+
+def test_explain_tells_the_plan(lake: Lake) -> None:
+    assert "PARQUET" in query(lake, "explain select row_id from scores")["explain_value"].item().upper()
+    assert query(lake, "EXPLAIN ANALYZE from runs").height == 1
+
+
+def test_a_limit_is_computed_not_cut(lake: Lake) -> None:
+    assert query(lake, "select i from range(10_000_000_000) r(i)", limit=3)["i"].to_list() == [0, 1, 2]
+    assert query(lake, "from dataset_rows order by row_id desc", limit=2).equals(
+        query(lake, "from dataset_rows order by row_id desc limit 2")
+    )
+    assert (
+        query(lake, "explain select 1", limit=5).height == 1
+        and query(lake, "show tables", limit=5).height == 5
+    )
 
 
 def test_errors_keep_the_hint(lake: Lake) -> None:

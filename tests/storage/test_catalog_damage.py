@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -96,6 +98,116 @@ def test_an_unreadable_manifest_is_damage_too(lake: Lake) -> None:
         with pytest.raises(DataError, match=f"{SCORE}: its manifest"):
             query(lake, "from scores")
         assert query(lake, "select count(*) from ledger").item() == 6
+
+
+@pytest.mark.parametrize(
+    ("folder", "sql"),
+    [
+        ("datasets/tickets@v2", "from curated('tickets')"),
+        ("datasets/tickets@v2", "select count(*) from dataset_rows"),
+        ("artifacts/score/tickets@333333333333", "from scores"),
+    ],
+)
+def test_a_lost_manifest_is_damage_until_it_is_back(lake: Lake, folder: str, sql: str) -> None:
+    before = query(lake, sql)
+    manifest = lake.root / folder / "manifest.json"
+    text = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(DataError, match=r"has no manifest.json; restore"):
+        query(lake, sql)
+    assert (
+        query(lake, "select damage from artifacts where damage is not null").item()
+        == "it has no manifest.json"
+    )
+    manifest.write_bytes(text)
+    assert query(lake, "from artifacts where damage is not null").is_empty()
+    assert query(lake, sql).equals(before)
+
+
+def test_a_version_of_which_only_the_folder_is_left(lake: Lake) -> None:
+    folder = lake.root / "datasets" / "tickets@v2"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"tickets@v2.*no manifest"):
+        query(lake, "from curated('tickets')")
+
+
+def test_a_strange_folder_blocks_nothing_and_is_listed(lake: Lake) -> None:
+    strange = ["datasets/tickets@v1 (copy)", "artifacts/score/\udcff", "artifacts/dataset/tickets@v1"]
+    for name in strange:
+        shutil.copytree(lake.root / "datasets/tickets@v1", lake.root / name)
+    (lake.root / "datasets" / "notes.txt").write_text("no folder")
+    (lake.root / "datasets" / ".trash").mkdir()
+    assert query(lake, "select count(*) from dataset_rows").item() == 10
+    listed = query(lake, "select artifact from artifacts where damage like '%move it out%' order by 1")
+    assert listed["artifact"].to_list() == sorted(s.replace("\udcff", "?") for s in strange)
+    assert [v["version"] for v in lake.dataset_versions("tickets")] == [1, 2]
+    assert len(lake.refs("dataset")) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": 1}'])
+def test_a_damaged_record_is_left_out_and_listed(lake: Lake, text: str) -> None:
+    lake.save_run("r2", {"started": "2"})
+    files = sorted(
+        path.relative_to(lake.root).as_posix()
+        for pattern in ("runs/r2.json", "costs/*/*.json", "alpha/*/*.json", "openings/*/*.json")
+        for path in lake.root.glob(pattern)
+    )
+    whole = {name: (lake.root / name).read_bytes() for name in files}
+    assert len(files) == 4 and query(lake, "select count(*) from runs").item() == 2
+    for name in files:
+        (lake.root / name).write_text(text)
+    assert (
+        query(lake, "select artifact from artifacts where damage is not null order by 1")[
+            "artifact"
+        ].to_list()
+        == files
+    )
+    assert query(lake, "select run from runs").item() == "r1" and query(lake, "from rows").height
+    assert [query(lake, f"from {t}").height for t in ("costs", "alpha_spent", "openings")] == [0, 0, 0]
+    assert [run["run"] for run in lake.runs()] == ["r1"]
+    for name in files:
+        (lake.root / name).write_bytes(whole[name])
+    assert [query(lake, f"from {t}").height for t in ("runs", "costs", "alpha_spent", "openings")] == [
+        2,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_the_loop_refuses_a_damaged_alpha(lake: Lake) -> None:
+    for path in [*lake.root.glob("alpha/*/*.json"), *lake.root.glob("openings/*/*.json")]:
+        cut(path)
+    for read in (lake.alpha_spent, lake.openings):
+        with pytest.raises(DataError, match="is not JSON"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select 'parquet'::int",
+        "select error('zstd')",
+        "from parquet_scores",
+        "select 9::tinyint * 99::tinyint /* parquet */",
+    ],
+)
+def test_a_wrong_statement_is_no_damage(lake: Lake, sql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_catalog(lake)
+    monkeypatch.setattr(catalog, "build_catalog", lambda *_: pytest.fail("the lake is doubted"))
+    with pytest.raises(UserError):
+        query(lake, sql)
+
+
+def test_the_way_of_every_arm(lake: Lake) -> None:
+    sql = "select distinct model, differences from path_of('r1', 1, ?, 'ood_mean', 'accuracy') order by 1"
+    told = {arm: query(lake, sql, [arm]).rows() for arm in ("candidate", "previous", "untargeted")}
+    both = "previous: +9 [6, 12], n=2; untargeted: +4.5 [1.25, 7.75], n=2"
+    assert told["candidate"] == [("candidate/0", both), ("candidate/1", both)]
+    assert [model for model, _ in told["previous"]] == ["previous/0", "previous/1"]  # and not the scorer
+    assert told["untargeted"][0] == ("untargeted/0", "candidate: -4.5 [-7.75, -1.25], n=2")
+    assert query(lake, sql.replace("ood_mean", "no_suite"), ["candidate"]).is_empty()
 
 
 def test_a_removed_artifact_is_gone(lake: Lake) -> None:
@@ -195,9 +307,12 @@ def test_large_answers_spill_and_do_not_fail(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(catalog, "MEMORY", "110MB")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     sql = "select count(*), max(t) from (select repeat(md5(i::varchar), 4) as t from range(1_000_000) r(i) order by t)"
-    assert query(lake, sql)["count_star()"].item() == 1_000_000
+    with ThreadPoolExecutor(2) as pool:
+        for answer in pool.map(lambda _: query(lake, sql), range(2)):
+            assert answer["count_star()"].item() == 1_000_000
+    assert not list(tmp_path.glob("gradus-*"))
 
 
 @pytest.mark.parametrize(

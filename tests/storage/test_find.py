@@ -60,6 +60,39 @@ def test_nothing_is_a_pattern_or_sql(lake: Lake, text: str) -> None:
     assert ids(find_rows(lake, text)) == (["cccc3333"] if text == "%" else [])
 
 
+def test_words_are_folded_as_the_texts_are(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    texts = {"aaaa": "ΟΔΟΣ ΑΘΗΝΑΣ", "bbbb": "Café NFC", "cccc": "İstanbul"}
+    rows = [{"row_id": i, "source": "s", "prompt": p, "origin": "real"} for i, p in texts.items()]
+    with lake.draft("ingest", "x", "a" * 12, {"spec": {}, "parents": []}) as draft:
+        draft.write_shard("all", {"rows": frame(ROWS, rows)})
+        draft.publish()
+    for text, row_id in (("ΟΔΟΣ", "aaaa"), ("CAFE\u0301", "bbbb"), ("İstanbul", "cccc")):
+        assert ids(find_rows(lake, text)) == [row_id]
+    assert ids(find_rows(lake, " ".join(f"w{i}" for i in range(100)))) == []
+    with pytest.raises(UserError, match="at most 100"):
+        find_rows(lake, " ".join(f"w{i}" for i in range(101)))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+def test_a_damaged_artifact_hides_no_row_of_another(lake: Lake, how: str) -> None:
+    whole = find_rows(lake, "lost card")
+    with lake.draft("synthesize", "x", "c" * 12, {"spec": {}, "parents": []}) as draft:
+        more = frame(ROWS, [{"row_id": "eeee5555", "source": "s", "prompt": "a lost card", "origin": "real"}])
+        draft.write_shard("all", {"rows": more})
+        ref = draft.publish()
+    path = lake.paths(ref, "rows")[0]
+    data = path.read_bytes()
+    assert len(find_rows(lake, "lost card")) == len(whole) + 1
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(data[:-9] if how == "cut" else data[:4] + bytes(len(data) - 8) + data[-4:])
+    with pytest.warns(UserWarning, match=f"{ref} is damaged"):
+        assert find_rows(lake, "lost card").equals(whole)
+    with pytest.warns(UserWarning, match=f"{ref} is damaged"):
+        assert row_id_of(lake, "bbbb") == "bbbb2222"
+
+
 def test_an_empty_search_says_what_to_type(lake: Lake) -> None:
     with pytest.raises(UserError, match="gradus find"):
         find_rows(lake, "  ")
@@ -71,6 +104,6 @@ def test_a_beginning_names_one_row(lake: Lake) -> None:
         row_id_of(lake, "aaaa")
     with pytest.raises(UserError, match="no row eeee"):
         row_id_of(lake, "eeee")
-    for odd in ("'; drop", "%%%%", "abc", ""):
+    for odd in ("'; drop", "%%%%", "abc", "", "ABCD", "x" * 8, "a" * 33):
         with pytest.raises(UserError, match="is no row id"):
             row_id_of(lake, odd)

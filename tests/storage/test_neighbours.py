@@ -6,6 +6,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import faiss
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
@@ -52,7 +53,7 @@ def publish(lake: Lake, kind: str, fp: str, shard: dict[str, dict[str, pl.DataFr
 
 
 def id_of(i: int) -> str:
-    return f"tickets-{i:05d}"
+    return f"aa{i:05d}"
 
 
 N, X = 600, vectors(600)
@@ -63,7 +64,12 @@ PROXIES = ["p"] * 400 + ["other"] * 200
 def lake(tmp_path: Path) -> Lake:
     lake = Lake(tmp_path / "lake")
     item = frame(SUITE_ITEMS, [{"suite": "s", "item_id": id_of(7), "prompt": "sealed", "response": "secret"}])
-    publish(lake, "ingest", "a", {"all": {"rows": rows(N), "suite_items": item}})
+    publish(
+        lake,
+        "ingest",
+        "a",
+        {"all": {"rows": rows(N).with_columns(row_id=pl.Series(map(id_of, range(N)))), "suite_items": item}},
+    )
     parts = {
         f"rows-{s}": {
             "features": feature_frame(
@@ -116,10 +122,10 @@ def test_what_is_asked_wrongly_says_what_there_is(lake: Lake) -> None:
         nearest_rows(lake, id_of(3), space="latent")
     with pytest.raises(UserError, match="only a proxy of kind head embeds"):
         nearest_rows(lake, id_of(3), space="embedding")
-    with pytest.raises(UserError, match="no row tickets-99999"):
-        nearest_rows(lake, "tickets-99999")
+    with pytest.raises(UserError, match="no row aa99999"):
+        nearest_rows(lake, "aa99999")
     with pytest.raises(UserError, match="more than one row begins with"):
-        nearest_rows(lake, "tickets-0000")
+        nearest_rows(lake, "aa0000")
     with pytest.raises(UserError, match="1 row or more"):
         nearest_rows(lake, id_of(3), k=0)
 
@@ -134,6 +140,14 @@ def test_the_newest_run_and_the_named_proxy_are_chosen(lake: Lake) -> None:
     lake.save_run("2", {"started": "2", "artifacts": {}, "steps": steps[1]})
     assert place_of(lake, id_of(3)).ref == newer and len(place_of(lake, id_of(3)).vector) == 16
     assert place_of(lake, id_of(3), proxy="p").ref == REF
+    longer = feature_frame(ids, ["proxy-1"] * 40, vectors(40, 16, 9))
+    publish(lake, "score", "e", {"all": {"features": longer}})
+    assert place_of(lake, id_of(3), proxy="p").ref == REF  # its name exactly
+    assert place_of(lake, id_of(3), proxy="pro").proxy == "proxy-1"
+    another = longer.with_columns(proxy=pl.lit("proxy-2"))
+    publish(lake, "score", "f", {"all": {"features": another}})
+    with pytest.raises(UserError, match=r"more than one proxy begins.*proxy-1, proxy-2$"):
+        place_of(lake, id_of(3), proxy="pro")
     assert place_of(lake, id_of(300)).ref == REF  # the newer run has not scored it
     assert set(nearest_rows(lake, id_of(3), k=99)["artifact"]) == {str(newer)}
 
@@ -141,20 +155,48 @@ def test_the_newest_run_and_the_named_proxy_are_chosen(lake: Lake) -> None:
 @pytest.mark.parametrize(
     "name", ["about.json", "codes.npy", "centre.npy", "ids.npy", "owners.npy", "pages.npy"]
 )
-@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+@pytest.mark.parametrize("how", ["gone", "cut", "changed", "zeroed"])
 def test_a_damaged_index_is_named_and_not_used(lake: Lake, name: str, how: str) -> None:
     exact = nearest_rows(lake, id_of(3), exact=True)
     path = build_index(lake, REF, "features") / name
     data = path.read_bytes()
     path.unlink()
     if how != "gone":
-        path.write_bytes(data[:-3] if how == "cut" else b"\x00" * 9 + data[9:])
+        damaged = {
+            "cut": data[:-3],
+            "changed": b"\x00" * 9 + data[9:],
+            "zeroed": data[:128] + bytes(len(data) - 128),
+        }
+        path.write_bytes(damaged[how])
     with pytest.warns(UserWarning, match="cannot be used.*searched exactly.*--build"):
         assert nearest_rows(lake, id_of(3)).equals(exact)
     build_index(lake, REF, "features")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert nearest_rows(lake, id_of(3)).equals(exact)
+
+
+def test_one_infinite_vector_harms_nobody_else(lake: Lake) -> None:
+    x = X.copy()
+    x[1], x[2] = np.inf, np.nan
+    ids = [id_of(i) for i in range(N)]
+    ref = publish(lake, "score", "d", {"all": {"features": feature_frame(ids, ["odd"] * N, x)}})
+    build_index(lake, ref, "features")
+    index = open_index(lake, ref, "features")
+    assert index and np.isfinite(faiss.vector_to_array(index.codes.center)).all()
+    exact = nearest_rows(lake, id_of(3), proxy="odd", exact=True)
+    assert nearest_rows(lake, id_of(3), proxy="odd").equals(exact) and len(exact) == 10
+    with pytest.raises(UserError, match="not finite: it has no direction"):
+        nearest_rows(lake, id_of(1), proxy="odd")
+
+
+def test_a_damaged_artifact_hides_no_row_of_another(lake: Lake) -> None:
+    ids = [id_of(i) for i in range(40)]
+    other = publish(lake, "score", "d", {"all": {"features": feature_frame(ids, ["q"] * 40, vectors(40))}})
+    whole = nearest_rows(lake, id_of(3), proxy="p")
+    lake.paths(other, "features")[0].unlink()
+    with pytest.warns(UserWarning, match=f"{other} is damaged"):
+        assert nearest_rows(lake, id_of(3), proxy="p").equals(whole)
 
 
 def test_an_index_of_other_vectors_is_never_used(lake: Lake) -> None:
@@ -204,6 +246,38 @@ def test_files_of_another_layout_are_read_by_pyarrow(tmp_path: Path, how: dict) 
     pq.write_table(table, path, **{"compression": "none", "use_dictionary": ["row_id"], **how})
     assert pages_of(path) is None and np.array_equal(group_vectors(path, 0), x)
     assert np.isnan(all_cosines([path], x[5].astype(np.float32))[0])
+
+
+def test_odd_page_headers_are_left_to_pyarrow(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    shards.write_parquet(path, feature_frame([id_of(i) for i in range(300)], ["p"] * 300, vectors(300)))
+    data, begin = path.read_bytes(), feature_page(path)
+    for seed in range(200):
+        r = np.random.Generator(np.random.Philox(seed))
+        odd = bytearray(data)
+        odd[begin + r.integers(0, 40)] = r.integers(0, 256)
+        path.write_bytes(odd)
+        pages = pages_of(path)
+        assert pages is None or pages[:, 2].sum() == 300 * D
+    for fill in (b"\xff", b"\x1c", b"\x88"):
+        path.write_bytes(data[:begin] + fill * 50_000 + data[begin + 50_000 :])
+        assert pages_of(path) is None
+
+
+def feature_page(path: Path) -> int:
+    chunk = pq.read_metadata(path).row_group(0)
+    columns = (chunk.column(i) for i in range(chunk.num_columns))
+    return next(c.data_page_offset for c in columns if c.path_in_schema.startswith("feature."))
+
+
+def test_other_numbers_than_float16_are_left_to_pyarrow(tmp_path: Path) -> None:
+    x = vectors(300)
+    frame = feature_frame([id_of(i) for i in range(300)], ["p"] * 300, x)
+    path = tmp_path / "a.parquet"
+    shards.write_parquet(
+        path, frame.with_columns(pl.col("feature").cast(pl.Array(pl.Int16, D), strict=False))
+    )
+    assert pages_of(path) is None
 
 
 def test_a_compressed_artifact_says_how_to_search_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
