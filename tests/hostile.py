@@ -71,7 +71,7 @@ TEMPLATES = [
     "{{7*7}}", "{{ config }}", "{{''.__class__.__mro__[1].__subclasses__()}}", "{% raw %}", "{% endraw %}", "{% include 'report.html' %}",
     "{% for x in range(10**9) %}x{% endfor %}", "{# comment", "#}", "${7*7}", "#{7*7}", "<%= 7*7 %>", "<% while true %>", "{{constructor.constructor('alert(1)')()}}",
     "{{{raw}}}", "[[7*7]]", "[%7*7%]", "*{7*7}", "@(7*7)", "{{ self.__init__.__globals__ }}", "%(secret)s %s %n %x", "{0.__class__}", "{}{0}{missing}",
-    "$(touch /tmp/canary)", "`touch /tmp/canary`", "; rm -rf /", "&& curl https://canary.invalid", "'; DROP TABLE rows; --", "' OR '1'='1", "../../etc/passwd",
+    "$(touch canary)", "`touch canary`", "; rm -rf /", "&& curl https://canary.invalid", "'; DROP TABLE rows; --", "' OR '1'='1", "../../etc/passwd",
 ]  # fmt: skip
 MARKDOWN = [
     f"[x](javascript:{RUN})", "![x](https://canary.invalid/x.png)", "<https://canary.invalid>", "# heading", "```\n</code></pre>\n```",
