@@ -42,7 +42,7 @@ MESSY_RECORDS = [
 @pytest.mark.parametrize("packed", [False, True])
 def test_jsonl_whatever_the_suffix_says(tmp_path, name, packed):
     path = tmp_path / name
-    path.write_bytes(gzip.compress(MESSY_LINES) if packed else MESSY_LINES)
+    path.write_bytes(gzip.compress(MESSY_LINES, mtime=0) if packed else MESSY_LINES)
     assert records(path) == MESSY_RECORDS
 
 
@@ -82,7 +82,7 @@ def test_json_array(tmp_path):
 def test_csv_delimiters_quoted_newlines_ragged(tmp_path, delimiter):
     path = tmp_path / "a.csv.gz"
     text = 'text,label\n"one, two\nthree",x\r\n\na,b,c\n"say ""hi""",y\n=1+1,z\n'.replace(",", delimiter)
-    path.write_bytes(gzip.compress(text.encode()))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
     assert records(path) == [
         {"text": f"one{delimiter} two\nthree", "label": "x"},
         "blank",
@@ -109,11 +109,11 @@ def test_text_lines(tmp_path):
 def test_truncated_gzip_keeps_what_was_read(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     lines = "".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(2000))
-    path.write_bytes(gzip.compress(lines.encode())[:-3000])
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0)[:-3000])
     found = records(path, 100)
     assert 100 < len(found) < 2000 and found[-1] == "truncated"
     assert all(r == {"text": str(i) * 50} for i, r in enumerate(found[:-1]))
-    whole = gzip.compress(b'{"text": "a"}\n') + gzip.compress(b'{"text": "b"}\n') + b"\0" * 9
+    whole = gzip.compress(b'{"text": "a"}\n', mtime=0) + gzip.compress(b'{"text": "b"}\n', mtime=0) + b"\0" * 9
     path.write_bytes(whole)
     assert records(path) == [{"text": "a"}, {"text": "b"}]
 
@@ -140,7 +140,7 @@ def test_no_parquet_says_what_was_kept_and_what_to_type(tmp_path, content):
     ("name", "content"),
     [
         ("a.jsonl", b""),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("a.csv", b"text,label\n"),
         ("a.json", b"[]"),
         ("a.parquet", b""),
