@@ -20,7 +20,7 @@ from curation.encoded import EmbeddedRows, Encoded, TokenRows
 from curation.losses import CHUNK_TOKENS
 from curation.proxies import batches, output_layer, readout
 from curation.score.gradients import PRODUCT_BYTES, Sketch, default_batch_tokens
-from curation.score.layers import chosen_modules, find_layout, kinds_of
+from curation.score.layers import chosen_modules, class_layer, find_layout, kinds_of
 
 MOVED = 24.0  # operations of a matrix product in the time that one number of an elementwise pass takes
 
@@ -81,7 +81,9 @@ def shape_of(model: nn.Module, sketch: Sketch, attention: int, embedded: bool = 
     """
     kinds = kinds_of(sketch.parameters)
     head = None if embedded else output_layer(model)
-    found, _ = chosen_modules(model, head, ("linear", "lora"))
+    every = ("linear", "lora") if head is not None else ("linear", "lora", "head")
+    found, _ = chosen_modules(model, head, every)
+    classes = None if head is not None else class_layer(model)
     layers = find_layout(model, found, lambda: _pass(model, embedded))
     early = {"embeddings", "norms", "biases"} & set(kinds)
     last = f"blocks.{len(model.blocks) - 1}." if isinstance(model, Decoder) else ""
@@ -92,8 +94,9 @@ def shape_of(model: nn.Module, sketch: Sketch, attention: int, embedded: bool = 
         for call in layer.calls:
             cut = bool(last) and call.module.startswith(last) and not call.module.endswith("qkv")
             products.append(Product(layer.n_in, call.n_out, cut, i > 0 or bool(early)))
-        adapter = ".lora_" in layer.calls[0].module
-        if ("lora" if adapter else "linear") in kinds:
+        name = layer.calls[0].module
+        kind = "lora" if ".lora_" in name else "head" if found[name] is classes else "linear"
+        if kind in kinds:
             _count(counts, layer.n_in, layer.n_out, sketch)
             inputs += layer.n_in
     sides = None if head is None else (int(head.weight.shape[1]), int(head.weight.shape[0]))

@@ -28,7 +28,7 @@ from curation.score.tape import Tape
 from curation.score.taps import tapped
 from curation.specs import Proxy
 
-VERSION = "virtual_v1"
+VERSION = "virtual_v2"
 TOLERANCE = {
     "fp32": 1e-5,
     "bf16": 1e-1,

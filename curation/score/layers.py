@@ -97,10 +97,22 @@ def parameter_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
+def class_layer(model: nn.Module) -> nn.Module | None:
+    """A classifier's output layer: its last linear layer with one output a class; None when it has no other layer."""
+    linear = [module for module in model.modules() if is_linear(module)]
+    classes = getattr(getattr(model, "config", None), "num_labels", None)
+    found = [module for module in linear if classes in (None, sides(module)[0])]
+    return found[-1] if found and len(linear) > 1 else None
+
+
 def chosen_modules(
     model: nn.Module, head: nn.Module | None, kinds: tuple[str, ...]
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Modules whose weight matrices count (linear, head, embeddings), and modules with vectors that count, by name."""
+    """Modules whose weight matrices count (linear, head, embeddings), and modules with vectors that count, by name.
+
+    `head`: a language model's output layer; None: the model is a classifier, whose `class_layer` is its head.
+    """
+    head = head or class_layer(model)
     matrices: dict[str, nn.Module] = {}
     vectors: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

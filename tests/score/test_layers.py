@@ -64,10 +64,12 @@ def test_modules_of_the_decoder() -> None:
     assert groups(model, "linear", "embeddings") == [["token"], ["position"], *([name] for name in hidden)]
 
 
-def test_a_classifier_has_no_head_of_its_own() -> None:
-    assert matrices(Head(4, 3, 2), "linear") == ["up", "head"]
-    with pytest.raises(UserError, match="Head has none of the kind head"):
-        matrices(Head(4, 3, 2), "head")
+def test_the_head_of_a_classifier_is_its_class_layer() -> None:
+    assert matrices(Head(4, 3, 2), "linear") == ["up"]
+    assert matrices(Head(4, 3, 2), "head") == ["head"]
+    assert matrices(nn.Sequential(nn.Linear(4, 2)), "linear") == ["0"]  # or nothing would be left
+    with pytest.raises(UserError, match="none of the kind head"):
+        matrices(nn.Sequential(nn.Linear(4, 2)), "head")
 
 
 def test_layers_that_read_one_input_are_one(tmp_path: Path) -> None:
@@ -101,7 +103,8 @@ def test_modules_of_a_bert_classifier(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert_classifier(tmp_path))
     at = "bert.encoder.layer.0.attention.self."
     assert groups(model, "linear")[0] == [at + "query", at + "key", at + "value"]
-    assert groups(model, "linear")[-2:] == [["bert.pooler.dense"], ["classifier"]]
+    assert groups(model, "linear")[-1] == ["bert.pooler.dense"]
+    assert groups(model, "head") == [["classifier"]]
 
 
 def test_biases_where_there_are_none(tmp_path: Path) -> None:
