@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Literal, Self
+from zoneinfo import available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 StrategyName = Literal[
     "errors_first",
@@ -280,6 +282,55 @@ class Decide(Spec):
     )
 
 
+CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+CRON_PART = re.compile(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/([1-9]\d?))?")
+
+
+class Schedule(Spec):
+    """When `gradus serve` starts the recipe by itself; changes nothing about what a run makes."""
+
+    cron: str | None = Field(
+        default=None,
+        description='minute hour day month weekday, in numbers: "30 3 * * 1-5" is 3:30 on weekdays',
+    )
+    timezone: str | None = Field(default=None, description='of cron, such as "Europe/Berlin"; default: UTC')
+    interval_minutes: float | None = Field(
+        default=None, ge=1, description="start again so often, in place of cron"
+    )
+    watch_minutes: float | None = Field(
+        default=None, ge=1, description="look so often for new source files, and start when there are some"
+    )
+
+    @field_validator("cron")
+    @classmethod
+    def _known_times(cls, cron: str | None) -> str | None:
+        fields = (cron or "").split()
+        if cron is not None and len(fields) != len(CRON):
+            raise ValueError("cron has five fields: minute hour day month weekday")
+        for (name, low, high), field in zip(CRON, fields, strict=False):
+            for part in field.split(","):
+                found = CRON_PART.fullmatch(part)
+                first, last = (int(n or found[1] or low) for n in found.group(1, 2)) if found else (-1, -1)
+                if not low <= first <= last <= high:
+                    raise ValueError(f"{part!r} is no {name}; write *, N, N-M or */N, from {low} to {high}")
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, zone: str | None) -> str | None:
+        if zone is not None and zone not in available_timezones():
+            raise ValueError(f"{zone!r} is no time zone; write one such as Europe/Berlin")
+        return zone
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Self:
+        if self.cron and self.interval_minutes:
+            raise ValueError("give cron or interval_minutes, not both")
+        if self.timezone and not self.cron:
+            raise ValueError("timezone belongs to cron: add cron, or leave timezone out")
+        return self
+
+
 class Recipe(Spec):
     """Everything a run needs, and nothing about where it runs."""
 
@@ -301,3 +352,4 @@ class Recipe(Spec):
     synthesize: Synthesize = Synthesize()
     select: Select = Select()
     decide: Decide = Decide()
+    schedule: Schedule = Schedule()

@@ -13,7 +13,7 @@ import polars as pl
 
 from curation.errors import DataError, DriftError, UserError
 from curation.rows import TABLES, features_schema
-from storage import ledger, shards
+from storage import ledger, remote, shards
 from storage.layout import (
     FILES,
     FORMAT,
@@ -78,6 +78,7 @@ class Draft:
         if self._force or self.published is not None or not wanted:
             return 0
         asked = len(wanted)
+        remote.refresh(self._root, "artifacts")
         for ref in published_refs(self._root):
             if (ref.kind, ref.name) != (self.ref.kind, self.ref.name) or not wanted:
                 continue
@@ -85,9 +86,12 @@ class Draft:
                 DataError, FileNotFoundError
             ):  # a damaged artifact lends nothing; computing is always right
                 files = read_manifest(self._root, ref)["files"]
-                for key in sorted(k for k in wanted if f"{table}/{k}.parquet" in files):
-                    path = artifact_folder(self._root, ref) / table / f"{key}.parquet"
-                    if shards.digest_of(path) == files[f"{table}/{key}.parquet"]:
+                have = {k: f"{table}/{k}.parquet" for k in sorted(wanted) if f"{table}/{k}.parquet" in files}
+                folder = artifact_folder(self._root, ref)
+                remote.fetch(self._root, folder, {name: files[name] for name in have.values()})
+                for key, name in have.items():
+                    path = folder / name
+                    if shards.digest_of(path) == files[name]:
                         shards.adopt_shard(self.work_path, key, {table: path})
                         wanted.discard(key)
         return asked - len(wanted)
@@ -99,10 +103,12 @@ class Draft:
         kept = f"finished shards are kept in {self.work_path}"
         with shards.disk_errors(f"{self.ref} was not published", kept):
             aside = self._lay_out(dict(counts or {}))
-            if self._force and (artifact_folder(self._root, self.ref) / MANIFEST).exists():
+            folder = artifact_folder(self._root, self.ref)
+            if self._force and remote.copied(self._root, folder / MANIFEST):
                 self._agree(aside)
-            elif not shards.move_folder(aside, artifact_folder(self._root, self.ref)):
+            elif not remote.move_folder(self._root, aside, folder):
                 read_manifest(self._root, self.ref)  # another machine won; a half-deleted folder raises here
+            remote.clean(self._root, self.work_path)
             shutil.rmtree(self.work_path)
         self.published = self.ref
         return self.ref
@@ -139,10 +145,15 @@ def _lay_shard(shard: Path, aside: Path) -> None:
 
 
 class Lake:
-    """One folder that holds everything published, open to any number of processes at once."""
+    """Everything published, in a folder or an object store (`s3://bucket/prefix`), open to any number of processes.
+
+    `address` opens it again, also on other machines; `root` is the folder, of an object store its mirror here.
+    """
 
     def __init__(self, root: Path | str, create: bool = True) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = remote.folder_of(root, create)
+        store = remote.of(self.root)
+        self.address = str(self.root) if store is None else store.url
         marker = self.root / "lake.json"
         if not marker.exists():
             if not create:
@@ -154,17 +165,18 @@ class Lake:
         found = shards.read_json(marker).get("format")
         if not isinstance(found, int) or found > FORMAT:
             raise UserError(
-                f"the lake {self.root} has layout format {found}, this Gradus knows up to {FORMAT}; "
+                f"the lake {self.address} has layout format {found}, this Gradus knows up to {FORMAT}; "
                 "nothing was changed; upgrade Gradus or use another --lake"
             )
 
     def find(self, kind: str, name: str, fp: str) -> Ref | None:
         """The reference when the artifact is published; None otherwise."""
         ref = Ref(kind, name, fp)
-        return ref if (artifact_folder(self.root, ref) / MANIFEST).exists() else None
+        return ref if remote.copied(self.root, artifact_folder(self.root, ref) / MANIFEST) else None
 
     def refs(self, kind: str | None = None) -> list[Ref]:
         """All published artifacts and datasets, sorted; of one kind when given."""
+        remote.refresh(self.root, "artifacts", "datasets")
         return [ref for ref in published_refs(self.root) if kind in (None, ref.kind)]
 
     @contextmanager
@@ -222,6 +234,7 @@ class Lake:
         """
         files, folder = self.manifest(ref)["files"], artifact_folder(self.root, ref)
         mine = {name: facts for name, facts in files.items() if name.startswith(f"{table}/")}
+        remote.fetch(self.root, folder, mine)
         if damage := damage_of(folder, mine):
             raise DataError(half_deleted(ref, folder, damage))
         return [folder / name for name in sorted(mine, key=lambda name: name.removesuffix(".parquet"))]
@@ -238,12 +251,12 @@ class Lake:
         """The bytes of a plain file of an artifact."""
         if name not in (have := self.files(ref)):
             raise UserError(f"{ref} has no file {name!r}; it has: {', '.join(have) or 'none'}")
+        folder, whole = artifact_folder(self.root, ref), f"{FILES}/{name}"
+        remote.fetch(self.root, folder, {whole: self.manifest(ref)["files"][whole]})
         try:
-            return (artifact_folder(self.root, ref) / FILES / name).read_bytes()
+            return (folder / whole).read_bytes()
         except FileNotFoundError as error:
-            raise DataError(
-                half_deleted(ref, artifact_folder(self.root, ref), f"files/{name} is missing")
-            ) from error
+            raise DataError(half_deleted(ref, folder, f"{whole} is missing")) from error
 
     def manifest(self, ref: Ref) -> dict[str, Any]:
         """The manifest: fingerprint, spec, parents, schema, rows, counts, files."""
@@ -251,8 +264,9 @@ class Lake:
 
     def verify(self, ref: Ref) -> None:
         """Nothing when all bytes are as published; `DataError`: a file is gone, `DriftError`: one changed."""
-        folder = artifact_folder(self.root, ref)
-        for name, expected in sorted(self.manifest(ref)["files"].items()):
+        folder, files = artifact_folder(self.root, ref), self.manifest(ref)["files"]
+        remote.fetch(self.root, folder, files)
+        for name, expected in sorted(files.items()):
             if not (folder / name).is_file():
                 raise DataError(half_deleted(ref, folder, f"{name} is missing"))
             found = shards.digest_of(folder / name)
@@ -362,14 +376,45 @@ class Lake:
 
     def reports(self) -> set[str]:
         """File names of the reports that are written."""
-        return {path.name for path in self.root.glob("reports/*.html")}
+        return {name for name in remote.names(self.root, "reports") if name.endswith(".html")}
+
+    def report(self, name: str) -> Path | None:
+        """Path of the report `name` on this machine; None when it is not written."""
+        path = self.root / "reports" / checked_name("report", name)
+        return path if remote.copied(self.root, path) else None
 
     def save_report(self, name: str, data: bytes) -> Path:
         """Path of the report `reports/name`, which holds `data` now."""
         path = self.root / "reports" / checked_name("report", name)
         with shards.disk_errors(f"the report {name} was not written", "everything published is kept"):
-            shards.replace_file(path, data)
+            remote.replace_file(self.root, path, data)
         return path
+
+    def refresh(self) -> None:
+        """The folder has every manifest and record of the lake: an object store is asked for what is new."""
+        remote.refresh(self.root, *remote.SMALL)
+
+    def fetch_tables(self) -> None:
+        """The folder has the files of all tables; of an object store they are fetched now, but for damaged ones."""
+        if remote.of(self.root) is not None:
+            for ref in self.refs():
+                with suppress(DataError):
+                    files = self.files_here(self.manifest(ref)["files"])
+                    remote.fetch(self.root, artifact_folder(self.root, ref), files)
+
+    def files_here(self, files: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of an artifact's files that a reader of all tables finds in the folder: all, or of a mirror tables only."""
+        if remote.of(self.root) is None:
+            return files
+        return {name: facts for name, facts in files.items() if not name.startswith(f"{FILES}/")}
+
+    def send_shard(self, work: str, key: str) -> None:
+        """A finished shard of a draft, whose folder is `work` in the lake, is there for other machines too."""
+        remote.send_shard(self.root, self.root / work, key)
+
+    def fetch_shards(self, work: str, keys: Iterable[str]) -> set[str]:
+        """Those of these shards that are finished, on whatever machine; they can be read here now."""
+        return remote.fetch_shards(self.root, self.root / work, set(keys))
 
 
 def _empty(table: str) -> pl.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
@@ -26,7 +25,7 @@ from storage.contents import contents_of
 from storage.layout import MANIFEST, Ref, artifact_folder, canonical_json
 from storage.views import DAMAGED, fill, identifier, literal
 
-__all__ = ["build_catalog", "catalog_path", "explain_row", "fresh_catalog", "identifier", "literal", "query"]
+__all__ = ["build_catalog", "catalog_path", "fresh_catalog", "identifier", "literal", "query"]
 
 MEMORY = "1500MB"  # of one query; what needs more goes to temporary files
 ABOUT_STATEMENT = (
@@ -73,7 +72,10 @@ def _build(lake: Lake, path: Path, doubted: Iterable[Ref] = ()) -> None:
     if path.parent == lake.root:
         shards.sweep(lake.root)
     aside = path.with_name(f".catalog.{os.getpid()}.{secrets.token_hex(4)}.building")
-    state = _state(lake)  # first: what is published meanwhile makes this catalog stale, not wrong
+    lake.fetch_tables()
+    state = _state(
+        lake
+    )  # before anything is read: what is published meanwhile makes this catalog stale, not wrong
     doubts = {*doubted, *_doubted_before(path)}
     contents = contents_of(lake, doubts)
     still = [[str(one.ref)] for one in contents.artifacts if one.damage and one.ref in doubts]
@@ -174,6 +176,7 @@ def fresh_catalog(lake: Lake) -> Path:
 
 
 def _open_fresh(lake: Lake) -> duckdb.DuckDBPyConnection:
+    lake.refresh()
     connection = _open_if_fresh(lake)
     if connection is None:
         with _building(lake) as path:
@@ -244,22 +247,3 @@ def _has_footer(path: Path) -> bool:
         return pq.read_metadata(path) is not None
     except (pa.ArrowException, OSError):
         return False
-
-
-def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
-    """(what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
-    if not re.fullmatch(r"[0-9a-f]{4,32}", beginning):
-        raise UserError(
-            f'{beginning!r} is no row id; ids are 32 hex digits: gradus sql "select row_id, prompt from rows limit 5"'
-        )
-    if len(beginning) < 32:
-        begins = "row_id >= $1 and row_id < $1 || 'g' and starts_with(row_id, $1)"  # a range skips row groups
-        found = query(lake, f"select distinct row_id from every_row where {begins} limit 3", [beginning])
-        if len(found) > 1:
-            raise UserError(f"more than one row begins with {beginning}; give more digits")
-        beginning = found["row_id"][0] if len(found) else beginning
-    # A macro takes no bound values; `literal` quotes, and the id is hex digits only.
-    lines = query(lake, f"from explain_row({literal(beginning)})")
-    if "row" not in lines["what"]:
-        raise UserError(f"no row {beginning} in {lake.root}")
-    return lines

@@ -52,7 +52,9 @@ where r.artifact in (dataset_of(dataset_name, v1), dataset_of(dataset_name, v2))
 order by change, row_id;
 
 create macro explain_row(id) as table
-with mine as materialized (select * from every_row where row_id = id)
+with mine as materialized (
+  select row_id, artifact, origin, source, split, label, licence, parents, prompt, response
+  from every_row where row_id = id)
 select what, detail from (
   select distinct 1 as step, 'record' as what, concat_ws(', ', 'source ' || source, 'file ' || file,
     'record ' || position, 'not a row: ' || reason) as detail from records where row_id = id

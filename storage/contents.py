@@ -64,7 +64,9 @@ def _look(lake: Lake, ref: Ref, doubted: bool) -> Found | None:
         published_ns = (folder / MANIFEST).stat().st_mtime_ns
         try:
             manifest = lake.manifest(ref)
-            damage = damage_of(folder, manifest["files"]) or (_drift(lake, ref) if doubted else "")
+            damage = damage_of(folder, lake.files_here(manifest["files"])) or (
+                _drift(lake, ref) if doubted else ""
+            )
         except (DataError, KeyError, TypeError, AttributeError) as error:
             manifest, damage = _guessed(folder, ref), f"its manifest: {error}"
         return Found(ref, manifest, published_ns, damage)

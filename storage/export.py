@@ -16,15 +16,17 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.errors import DataError, UserError
 from curation.rows import ROWS
 from storage import shards
 from storage.artifacts import Lake, Ref
-from storage.formats import Part, Shape, batches, schema_of, write_split
+from storage.formats import Part, Shape, schema_of, write_split
 from storage.layout import pretty_json
 
 CARD, MANIFEST, CHECKSUMS = "README.md", "export.json", "checksums.sha256"
+PAUSE_SECONDS = 0.2
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -55,12 +57,25 @@ def row_counts(parts: Sequence[Part], split: str | None = None) -> pl.DataFrame:
     """(split, source, licence, origin, rows) of the rows; `UserError` when there are none of the split asked for."""
     keys = ["split", "source", "licence", "origin"]
     empty = pl.DataFrame(schema={name: ROWS[name] for name in keys} | {"rows": pl.UInt32})
-    each = [frame.group_by(keys).len("rows") for frame in batches(parts, keys)]
-    counts = pl.concat([empty, *each]).group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    counts = (
+        pl.concat([empty, *(_counted(part, keys) for part in parts)])
+        .group_by(keys)
+        .agg(pl.col("rows").sum())
+        .sort(keys)
+    )
     have = counts["split"].unique().sort().to_list()
     if split is not None and split not in have:
         raise UserError(f"there is no split {split!r}; splits: {', '.join(have) or 'none, it has no rows'}")
     return counts if split is None else counts.filter(pl.col("split") == split)
+
+
+def _counted(part: Part, keys: list[str]) -> pl.DataFrame:
+    """How many rows of a part have the same keys, which are read as dictionaries: a text shared by all is held once."""
+    table = pq.ParquetFile(part.path, read_dictionary=keys, pre_buffer=False).read(keys)
+    frame = pl.DataFrame(table.unify_dictionaries())
+    if part.kept is not None:
+        frame = frame.filter(part.kept)
+    return frame.group_by(keys).len("rows").with_columns(pl.col(keys).cast(pl.String))
 
 
 def export(
@@ -87,11 +102,11 @@ def export(
     with shards.disk_errors(f"{target} was not written", kept), _aside(target, overwrite) as aside:
         splits = dict(counts.group_by("split").agg(pl.col("rows").sum()).sort("split").iter_rows())
         splits = splits or {"train": 0}  # so that a reader of an empty set finds a file with its columns
-        with _disk_errors_of_polars(), _writing_back(aside):
+        digests = dict[Path, tuple[Any, int]]()
+        with _disk_errors_of_polars(), _following(aside, digests):
             for split, rows in splits.items():
                 write_split(aside, parts, split, rows, shape)
-        for path in aside.rglob("*.*"):
-            _sync(path)
+        _digest(aside, digests)
         facts: dict[str, Any] = {
             **identity,
             "rows": int(counts["rows"].sum()),
@@ -100,7 +115,10 @@ def export(
             "layout": shape.layout,
             "gzip": shape.gzip,
             "columns": schema_of(shape),
-            "files": _digests(aside),
+            "files": {
+                str(path.relative_to(aside)): {"bytes": size, "sha256": digest.hexdigest()}
+                for path, (digest, size) in sorted(digests.items())
+            },
             "gradus": version("gradus"),
         }
         told = {CARD: card(facts).encode(), MANIFEST: pretty_json(facts)}
@@ -189,23 +207,35 @@ def _written(target: Path) -> set[str] | None:
 
 
 @contextmanager
-def _writing_back(folder: Path) -> Generator[None]:
-    """Has the disk at work while files are written, so that the last fsync waits for little."""
+def _following(folder: Path, digests: dict[Path, tuple[Any, int]]) -> Generator[None]:
+    """Takes digests while files are written and has the disk at work, so that little is left to do at the end."""
     ended = threading.Event()
 
-    def sync() -> None:
-        while not ended.wait(0.2):
-            for path in folder.rglob("*.*"):
-                with suppress(OSError):  # a full disk is told by who writes, and by the last fsync
-                    _sync(path)
+    def follow() -> None:
+        while not ended.wait(PAUSE_SECONDS):
+            with suppress(OSError):  # a full disk is told by who writes, and by the last fsync
+                _digest(folder, digests)
 
-    thread = threading.Thread(target=sync, daemon=True)
+    thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+
+
+def _digest(folder: Path, digests: dict[Path, tuple[Any, int]]) -> None:
+    """SHA-256 and size of all files in the folder, made durable; only what they grew by since the last call is read."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest, size = digests.setdefault(path, (hashlib.sha256(), 0))
+            file.seek(size)
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+                digests[path] = digest, size
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -220,21 +250,3 @@ def _disk_errors_of_polars() -> Generator[None]:
         if isinstance(error, OSError):
             raise
         raise DataError(f"the rows cannot be read or written: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    """name -> bytes and SHA-256 of every file in the folder, by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found

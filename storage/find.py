@@ -16,6 +16,7 @@ from storage.artifacts import Lake
 from storage.catalog import literal, query
 
 MOST_WORDS = 100
+WHOLE = re.compile(r"[0-9a-f]{32}")
 VIEWS = (*TABLES, "features", "embeddings", "dataset_rows", "every_row")
 
 
@@ -63,8 +64,17 @@ def row_id_of(lake: Lake, beginning: str) -> str:
             f"more than one row begins with {beginning}: {found[0]}, {found[1]} …; give more digits"
         )
     if not found:
-        raise UserError(f"no row {beginning} in {lake.root}")
+        raise UserError(f"no row {beginning} in {lake.address}")
     return found[0]
+
+
+def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
+    """(what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
+    row_id = beginning if WHOLE.fullmatch(beginning) else row_id_of(lake, beginning)
+    lines = query(lake, f"from explain_row({literal(row_id)})")  # a macro takes no bound values
+    if "row" not in lines["what"]:
+        row_id_of(lake, row_id)  # says so when there is no such row
+    return lines
 
 
 FIND = """

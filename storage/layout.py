@@ -15,7 +15,7 @@ from urllib.parse import quote
 from curation.errors import UserError
 
 FORMAT = 1
-WRITING = 2  # of how tables become bytes (`shards.write_parquet`): equal fingerprints promise equal bytes
+WRITING = 3  # of how tables become bytes (`shards.write_parquet`): equal fingerprints promise equal bytes
 MANIFEST = "manifest.json"
 FILES = "files"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,119}")

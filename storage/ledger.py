@@ -15,9 +15,9 @@ from urllib.parse import unquote
 import polars as pl
 
 from curation.errors import DataError, DriftError, UserError
-from storage import shards
+from storage import remote, shards
 from storage.layout import MANIFEST, Ref, artifact_folder, checked_name, entry_name, pretty_json
-from storage.lineage import describe
+from storage.lineage import describe, read_manifest
 
 KEPT = "everything published before is kept"
 
@@ -31,6 +31,7 @@ def dataset_numbers(root: Path, name: str) -> list[int]:
 
 def dataset_folders(root: Path) -> list[tuple[str, int]]:
     """(name, number) of every version that has a folder, half-deleted ones too, ascending."""
+    remote.refresh(root, "datasets")
     parts = [path.name.rpartition("@v") for path in root.glob("datasets/[!.]*@v*")]
     return sorted((name, int(number)) for name, _, number in parts if number.isdecimal())
 
@@ -80,8 +81,10 @@ def _take_next_number(
             manifest = describe(ref, {**facts, "version": number}, {}, aside)
             shards.write_bytes(aside / MANIFEST, pretty_json(manifest))
             shards.fsync_folder(aside)
-            if shards.move_folder(aside, artifact_folder(root, ref)):
+            if remote.move_folder(root, aside, artifact_folder(root, ref)):
                 return number
+            if read_manifest(root, ref)["content_fp"] == facts["content_fp"]:
+                return number  # another machine published the same rows meanwhile
             (aside / MANIFEST).unlink()
             number += 1
     finally:
@@ -92,7 +95,7 @@ def spend_alpha(root: Path, entry: Mapping[str, Any]) -> bool:
     """True when booked now, False when it was there; `DriftError` when its key booked other values."""
     path = root / "alpha" / entry_name(entry["dataset"]) / f"{entry_name(entry['key'])}.json"
     with shards.disk_errors(f"the alpha of {entry['key']} was not booked", KEPT):
-        if shards.create_file(path, pretty_json(dict(entry))):
+        if remote.create_file(root, path, pretty_json(dict(entry))):
             return True
     found = shards.read_json(path)
     if found != dict(entry):
@@ -104,6 +107,7 @@ def spend_alpha(root: Path, entry: Mapping[str, Any]) -> bool:
 
 def alpha_spent(root: Path, dataset: str | None = None) -> list[dict[str, Any]]:
     """All entries of spent alpha in order of dataset, suite, streak, round; of one dataset when given."""
+    remote.refresh(root, "alpha")
     folder = "*" if dataset is None else _verbatim(entry_name(dataset))
     entries = [shards.read_json(path) for path in root.glob(f"alpha/{folder}/[!.]*.json")]
     return sorted(entries, key=lambda e: (e["dataset"], e["suite"], e["streak"], e["round"], e["key"]))
@@ -115,7 +119,7 @@ def open_sealed(root: Path, dataset: str, suite_hash: str, key: str) -> bool:
     opened = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"dataset": dataset, "suite_hash": suite_hash, "key": key, "opened": opened}
     with shards.disk_errors(f"the opening for {dataset} was not booked, so nothing was opened", KEPT):
-        if shards.create_file(path, pretty_json(entry)):
+        if remote.create_file(root, path, pretty_json(entry)):
             return True
     found = shards.read_json(path)
     if found["key"] != key:
@@ -128,6 +132,7 @@ def open_sealed(root: Path, dataset: str, suite_hash: str, key: str) -> bool:
 
 def openings(root: Path) -> list[dict[str, Any]]:
     """All openings of sealed suites, in order of time."""
+    remote.refresh(root, "openings")
     entries = [shards.read_json(path) for path in root.glob("openings/*/[!.]*.json")]
     return sorted(entries, key=lambda e: (e["opened"], e["dataset"], e["suite_hash"]))
 
@@ -135,11 +140,14 @@ def openings(root: Path) -> list[dict[str, Any]]:
 def save_run(root: Path, run_id: str, run: Mapping[str, Any]) -> None:
     """The run's record is this one now."""
     with shards.disk_errors(f"the record of run {run_id} was not written", KEPT):
-        shards.replace_file(root / "runs" / f"{entry_name(run_id)}.json", pretty_json({**run, "run": run_id}))
+        remote.replace_file(
+            root, root / "runs" / f"{entry_name(run_id)}.json", pretty_json({**run, "run": run_id})
+        )
 
 
 def runs(root: Path) -> list[dict[str, Any]]:
     """All runs that can be read, newest last by `started`, then by name."""
+    remote.refresh(root, "runs")
     return sorted(readable(root, "runs/[!.]*.json")[0], key=by_start)
 
 
@@ -152,11 +160,14 @@ def add_cost(root: Path, run_id: str, cost: Mapping[str, Any]) -> None:
     """One more cost entry; entries are files of their own, so that no writer waits for another."""
     name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}.json"
     with shards.disk_errors(f"a cost of run {run_id} was not booked", KEPT):
-        shards.create_file(root / "costs" / entry_name(run_id) / name, pretty_json({**cost, "run": run_id}))
+        remote.create_file(
+            root, root / "costs" / entry_name(run_id) / name, pretty_json({**cost, "run": run_id})
+        )
 
 
 def costs(root: Path, run_id: str | None = None) -> list[dict[str, Any]]:
     """All cost entries in the order of booking; of one run when given."""
+    remote.refresh(root, "costs")
     folder = "*" if run_id is None else _verbatim(entry_name(run_id))
     paths = sorted(root.glob(f"costs/{folder}/[!.]*.json"), key=lambda path: path.name)
     return [shards.read_json(path) for path in paths]

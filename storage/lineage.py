@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from curation.errors import DataError, DriftError, UserError
-from storage import shards
+from storage import remote, shards
 from storage.layout import FILES, MANIFEST, Ref, artifact_folder
 
 
@@ -57,6 +57,7 @@ def compare(root: Path, ref: Ref, aside: Path) -> None:
     old, new = read_manifest(root, ref)["files"], shards.read_json(aside / MANIFEST)["files"]
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
+            remote.fetch(root, artifact_folder(root, ref), {n: old[n] for n in (name,) if n in old})
             where = _first_difference(artifact_folder(root, ref) / name, aside / name)
             raise DriftError(
                 f"{ref}: computed again, {name} has other bytes ({where}); the published one stays, "
@@ -81,9 +82,23 @@ def read_manifest(root: Path, ref: Ref) -> dict[str, Any]:
     try:
         return shards.read_json(folder / MANIFEST)
     except FileNotFoundError as error:
+        if remote.copied(root, folder / MANIFEST):
+            return shards.read_json(folder / MANIFEST)
         if folder.exists():
             raise DataError(half_deleted(ref, folder, "it has no manifest.json")) from error
-        raise UserError(f"{ref} is not in the lake {root}; `gradus inspect` lists what is") from error
+        gone = removal_of(root, ref)
+        raise UserError(f"{ref} is not in the lake {root}{gone}; `gradus inspect` lists what is") from error
+
+
+def removal_of(root: Path, ref: Ref) -> str:
+    """When and why `gradus gc` removed an artifact and how to have it again, inside a message; empty if it did not."""
+    for path in sorted(root.glob("gc/[!.]*.json"), reverse=True):
+        entry = shards.read_json(path)
+        for one in entry["removed"]:
+            if one["artifact"] == str(ref):
+                run = one["run"] or "its run"
+                return f": `gradus gc` removed it on {entry['at'][:10]}; the recipe of {run}, run again, makes the same bytes"
+    return ""
 
 
 def damage_of(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -148,7 +148,7 @@ def _beginning_so(names: list[str], proxy: str, row_id: str) -> list[str]:
 def _none_has(lake: Lake, row_id: str, table: str) -> str:
     if query_whole(lake, f"select 1 from {table} limit 1").is_empty():
         why = "no run has scored rows yet" if table == "features" else "only a proxy of kind head embeds rows"
-        return f"there are no {table} in {lake.root}: {why}"
+        return f"there are no {table} in {lake.address}: {why}"
     return f"row {row_id} has none of the {table}: it was dropped, or not in what was scored; gradus explain {row_id}"
 
 

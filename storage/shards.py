@@ -24,6 +24,7 @@ from storage.layout import FILES, checked_name
 
 ROWS_A_GROUP = 32_768  # measured: one row is found soonest, and counting is as quick as with larger groups
 VECTORS_A_GROUP = 65_536
+PAGE_BYTES = 1 << 16  # what a reader unpacks to find one row; also the most that a dictionary may have
 VECTOR_TABLES = ("features", "embeddings")
 DISK = {
     errno.ENOSPC: "the disk is full",
@@ -61,10 +62,10 @@ def disk_errors(doing: str, kept: str) -> Generator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
+def locked(path: Path, shared: bool = False) -> Generator[None]:
     """Holds the lock file `path`, after waiting for it; the kernel frees it when the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _take(path)
+    descriptor = _take(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     _held.add(descriptor)
     try:
         yield
@@ -74,11 +75,11 @@ def locked(path: Path) -> Generator[None]:
             os.close(descriptor)
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, how: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, how)
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BaseException:
@@ -96,6 +97,23 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_file(path: Path) -> None:
+    """Makes the bytes of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder is there, and a power cut does not take its name, nor those of the folders made for it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        fsync_folder(made.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """A new file at `path`, fsynced; not atomic: write aside and rename."""
     with path.open("xb") as file:
@@ -104,14 +122,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, hidden from every listing."""
     return path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """`path` holds `data`, whole: readers see the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    make_folder(path.parent)
+    aside = aside_of(path)
     try:
         write_bytes(aside, data)
         aside.replace(path)
@@ -122,8 +141,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def create_file(path: Path, data: bytes) -> bool:
     """True when this call made `path`, whole; False when it was there, and stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    make_folder(path.parent)
+    aside = aside_of(path)
     try:
         write_bytes(aside, data)
         place(aside, path)
@@ -149,7 +168,7 @@ def place(source: Path, target: Path) -> None:
 
 def move_folder(aside: Path, target: Path) -> bool:
     """True when the folder was renamed into place; False when another was there first. Durable."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         aside.rename(target)
     except OSError as error:
@@ -206,6 +225,7 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     vectors = any(isinstance(dtype, pl.Array) for dtype in frame.dtypes)
     group = VECTORS_A_GROUP if vectors else ROWS_A_GROUP
     bloom = not vectors and frame.schema.get("row_id") == pl.String
+    page = None if vectors else PAGE_BYTES
     by_column: dict[str, Any] = {
         "use_dictionary": [name for name, dtype in frame.schema.items() if dtype == pl.String] or False,
         "write_statistics": [name for name, dtype in frame.schema.items() if not dtype.is_nested()],
@@ -218,6 +238,8 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             compression="none" if vectors else "zstd",
             compression_level=None if vectors else 3,
             row_group_size=group,
+            data_page_size=page,
+            dictionary_pagesize_limit=page,
             bloom_filter_options={"row_id": {"ndv": max(1, min(len(frame), group)), "fpp": 0.01}}
             if bloom
             else None,
@@ -265,7 +287,6 @@ def write_shard(
     with disk_errors(f"shard {key} was not written", f"finished shards are kept in {work_path}"):
         try:
             _fill(aside, tables, files or {})
-            final.parent.mkdir(parents=True, exist_ok=True)
             move_folder(aside, final)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -291,7 +312,8 @@ def adopt_shard(work_path: Path, key: str, tables: Mapping[str, Path]) -> None:
             (aside / FILES).mkdir(parents=True)
             for table, path in tables.items():
                 place(path, aside / f"{checked_name('table', table)}.parquet")
-            final.parent.mkdir(parents=True, exist_ok=True)
+            fsync_folder(aside / FILES)
+            fsync_folder(aside)
             move_folder(aside, final)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,8 @@ from lakes import rows
 from curation.errors import DataError, UserError
 from storage import catalog
 from storage.artifacts import Lake
-from storage.catalog import build_catalog, catalog_path, explain_row, query
+from storage.catalog import build_catalog, catalog_path, query
+from storage.find import explain_row
 
 SCORE = "score/tickets@333333333333"
 

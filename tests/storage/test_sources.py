@@ -113,7 +113,9 @@ def test_truncated_gzip_keeps_what_was_read(tmp_path):
     found = records(path, 100)
     assert 100 < len(found) < 2000 and found[-1] == "truncated"
     assert all(r == {"text": str(i) * 50} for i, r in enumerate(found[:-1]))
-    whole = gzip.compress(b'{"text": "a"}\n', mtime=0) + gzip.compress(b'{"text": "b"}\n', mtime=0) + b"\0" * 9
+    whole = (
+        gzip.compress(b'{"text": "a"}\n', mtime=0) + gzip.compress(b'{"text": "b"}\n', mtime=0) + b"\0" * 9
+    )
     path.write_bytes(whole)
     assert records(path) == [{"text": "a"}, {"text": "b"}]
 
