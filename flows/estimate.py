@@ -6,6 +6,7 @@ the corpus's. The other stages are rules of thumb.
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import time
@@ -51,15 +52,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Gradient features of one corpus: `core_seconds` of one core, peak memory of a worker, and what that rests on."""
+    """Gradient features of one corpus: seconds of one core for each shard, peak memory of a worker, and what they rest on."""
 
     rows: int
-    core_seconds: float
-    longest_shard: float
+    shard_seconds: tuple[float, ...]
     memory_mb: float
     lengths: Lengths
     subject: Subject
     pace: Pace
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of one core, its start too."""
+        return self.seconds(1)
 
     @property
     def rows_per_second(self) -> float:
@@ -67,8 +72,11 @@ class Scoring:
         return self.rows / self.core_seconds
 
     def seconds(self, workers: int) -> float:
-        """Seconds on so many cores; one shard is never shared."""
-        return max(self.core_seconds / workers, self.longest_shard)
+        """Seconds on so many cores, each of which starts and takes the next shard when it is free."""
+        busy = [self.pace.start] * workers
+        for taken in self.shard_seconds:
+            heapq.heapreplace(busy, busy[0] + taken)
+        return max(busy)
 
 
 def scoring(run: Run, measured_seconds: float = 2.0) -> Scoring:
@@ -88,11 +96,9 @@ def scoring(run: Run, measured_seconds: float = 2.0) -> Scoring:
     pace = measure(subject, lengths, recipe.score.shard_rows, measured_seconds, device)
     shards = shards_of(lengths, recipe.score.shard_rows)
     each = encoding + 2 * proxy.feature_dimensions / WRITTEN
-    taken = [seconds_of(pace, subject.shape, lengths, at) + each * len(at) for at in shards]
+    taken = tuple(seconds_of(pace, subject.shape, lengths, at) + each * len(at) for at in shards)
     memory = resting + max(peak_bytes(pace, subject, lengths, at) for at in (shards[0], shards[-1]))
-    return Scoring(
-        rows, pace.start + sum(taken), pace.start + max(taken), memory / 1e6, lengths, subject, pace
-    )
+    return Scoring(rows, taken, memory / 1e6, lengths, subject, pace)
 
 
 def corpus_sample(run: Run) -> tuple[pl.DataFrame, int]:

@@ -26,10 +26,13 @@ from curation.score.gradients import Sketch, engine, row_gradients
 from flows.subject import Lengths, Subject
 
 COMPILED = 0.01  # seconds at most to compile a layer's two products for a batch of a new shape
-# Batches of many shapes leave holes in the heap: what a batch takes comes to be held so many times (measured).
-HOLES, HOLES_A_SHAPE = 3.0, 0.13
-TOUCHED = 35e6  # bytes of libraries that come into memory with the first batch (measured)
-SAMPLE_OPERATIONS = 40e9  # of the rows that are measured, about a second of one core
+# Batches of many shapes leave holes in the heap, shard after shard: a batch comes to be held so many times (measured).
+HOLES, HOLES_A_SHAPE = 6.0, 0.13
+TOUCHED = 60e6  # bytes of libraries that come into memory with the first batch and the first table (measured)
+SAMPLE_OPERATIONS = 80e9  # of the batches measured, a second of one core; at most twice that
+FIRST_OPERATIONS = 5e9  # of the rows that warm the process up before
+
+Plan = list[tuple[np.ndarray, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def shards_of(lengths: Lengths, shard_rows: int) -> list[np.ndarray]:
     return [at[start : start + shard_rows] for start in range(0, n, shard_rows)]
 
 
-def batch_list(shape: Shape, lengths: Lengths, at: np.ndarray) -> list[tuple[np.ndarray, int, int, int]]:
+def batch_list(shape: Shape, lengths: Lengths, at: np.ndarray) -> Plan:
     """(rows of the sample, rows, padded tokens, answers) of every batch of a shard."""
     tokens, answers = lengths.tokens[at], lengths.answers[at]
     return [
@@ -69,15 +72,24 @@ def batch_list(shape: Shape, lengths: Lengths, at: np.ndarray) -> list[tuple[np.
 def seconds_of(pace: Pace, shape: Shape, lengths: Lengths, at: np.ndarray) -> float:
     """Seconds of one core to score a shard."""
     plan = batch_list(shape, lengths, at)
-    works = [work_of(shape, n, t, m).operations for _, n, t, m in plan]
-    return pace.setup + pace.batch * len({(n, t) for _, n, t, _ in plan}) + pace.operation * sum(works)
+    return pace.setup + pace.batch * shapes_of(plan) + pace.operation * operations_of(shape, plan)
+
+
+def shapes_of(plan: Plan) -> int:
+    """Batches of another shape than any before."""
+    return len({(n, t) for _, n, t, _ in plan})
+
+
+def operations_of(shape: Shape, plan: Plan) -> float:
+    """Operations of all its batches."""
+    return sum(work_of(shape, n, t, m).operations for _, n, t, m in plan)
 
 
 def peak_bytes(pace: Pace, subject: Subject, lengths: Lengths, at: np.ndarray) -> float:
     """Bytes that scoring a shard takes at its peak: model, rows, their features, and the largest batch."""
     shape, d = subject.shape, subject.sketch.d
     plan = batch_list(shape, lengths, at)
-    heap = min(HOLES, 1 + HOLES_A_SHAPE * len({(n, t) for _, n, t, _ in plan}))
+    heap = min(HOLES, 1 + HOLES_A_SHAPE * shapes_of(plan) * max(1.0, lengths.rows / len(at)))
     batch = max(
         heap * (buffer_bytes(shape, n, t) + pace.activations * n * t) + head_bytes(shape, m)
         for _, n, t, m in plan
@@ -94,38 +106,42 @@ def measure(
     seconds: float = 2.0,
     device: torch.device | None = None,
 ) -> Pace:
-    """The engine's pace on one core, or on a GPU: rows of all lengths, again and again for `seconds`."""
+    """The engine's pace on one core, or on a GPU: rows of all lengths, first cold and then again for `seconds`.
+
+    What a first, small batch takes longer when cold is the process's start; the others find all but their shapes warm.
+    """
     shape, model = subject.sample_shape, subject.sample.to(device or "cpu")
-    at = _some_rows(shape, lengths, shards_of(lengths, shard_rows)[0])
-    plan = batch_list(shape, lengths, at)
-    operations = sum(work_of(shape, n, t, m).operations for _, n, t, m in plan)
-    rows = subject.rows(lengths.tokens[at], lengths.answers[at])
-    longest = subject.rows(lengths.tokens[plan[-1][0]], lengths.answers[plan[-1][0]])
-    one = longest.take([0])
-    begun, setup, whole = time.perf_counter(), list[float](), list[float]()
+    samples = sample_of(shape, lengths, shards_of(lengths, shard_rows)[0])
+    first, plan = (batch_list(shape, lengths, at) for at in samples)
+    parts = [subject.rows(lengths.tokens[at], lengths.answers[at]) for at in samples]
+    last = plan[-1][0]
+    longest = subject.rows(lengths.tokens[last], lengths.answers[last])
+    one, sketch = longest.take([0]), subject.sketch
+    begun, rounds = time.perf_counter(), list[list[float]]()
     with one_core():
-        start, cold = timed(model, one, subject.sketch), timed(model, rows, subject.sketch)
-        while not whole or time.perf_counter() - begun < seconds:
-            setup.append(timed(model, one, subject.sketch))
-            whole.append(timed(model, rows, subject.sketch))
-    with engine(model, longest, subject.sketch) as tape:
+        cold = [timed(model, part, sketch) for part in parts]
+        timed(model, one, sketch)
+        until = time.perf_counter() + seconds
+        while not rounds or time.perf_counter() < until:
+            rounds.append([timed(model, part, sketch) for part in (one, *parts)])
+    with engine(model, longest, sketch) as tape:
         tape.begin(longest)
         kept = activation_bytes(model, to_device(longest, tape.device)) / (tape.n * tape.t)
-    n, t, m = 1, int(padded(shape, lengths.tokens[plan[-1][0][:1]])), int(lengths.answers[plan[-1][0][0]])
-    alone = work_of(shape, n, t, m).operations
-    kinds = {(p.n_in, p.n_out, p.answers) for p in shape.products}
-    less, more = float(np.median(setup)), float(np.median(whole))
+    less, start, more = np.median(rounds, axis=0).tolist()
+    operations = operations_of(shape, plan)
+    alone = operations_of(shape, batch_list(shape, lengths, last[:1]))
+    operation = more / operations
     if operations > 2 * alone:
-        operation = max((more - less) / (operations - alone), 0.5 * more / operations)
-    else:
-        operation = more / operations
+        operation = max(0.5 * operation, (more - less) / (operations - alone))
+    new = COMPILED * (len({(p.n_in, p.n_out, p.answers) for p in shape.products}) + 1)
+    batch = float(np.clip((cold[1] - more) / shapes_of(plan), 0.0, new))
     return Pace(
         operation=operation,
         setup=max(0.0, less - operation * alone) * subject.depth,
-        batch=float(np.clip((cold - more) / len(plan), 0.0, COMPILED * (len(kinds) + 1))),
-        start=max(0.0, start - less),
+        batch=batch,
+        start=max(0.0, cold[0] - start - batch * shapes_of(first)),
         activations=kept * subject.depth,
-        rows=len(at) * len(whole),
+        rows=len(samples[1]) * len(rounds),
         spent=time.perf_counter() - begun,
     )
 
@@ -141,15 +157,16 @@ def one_core() -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def _some_rows(shape: Shape, lengths: Lengths, at: np.ndarray) -> np.ndarray:
+def sample_of(shape: Shape, lengths: Lengths, at: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of a small batch, and of whole batches of all lengths; of very dear ones a part."""
     plan = batch_list(shape, lengths, at)
-    works = [work_of(shape, n, t, m).operations for _, n, t, m in plan]
-    if min(works) > SAMPLE_OPERATIONS:
-        middle = len(plan) // 2
-        return plan[middle][0][: max(1, int(plan[middle][1] * SAMPLE_OPERATIONS / works[middle]))]
-    count = max(1, min(len(plan), int(SAMPLE_OPERATIONS / np.mean(works))))
-    spaced = (np.arange(count) + 0.5) * len(plan) / count
-    return np.concatenate([plan[int(i)][0] for i in spaced])
+    mean = operations_of(shape, plan) / len(plan)
+    count = int(np.clip(SAMPLE_OPERATIONS / mean, 2, max(2, len(plan))))
+    spaced = [plan[int(i)] for i in (np.arange(count) + 0.5) * len(plan) / count]
+    middle, n, *_ = plan[len(plan) // 2]
+    first = middle[: max(1, int(n * FIRST_OPERATIONS / max(mean, FIRST_OPERATIONS)))]
+    share = min(1.0, 2 * SAMPLE_OPERATIONS / operations_of(shape, spaced))
+    return [first, np.concatenate([rows[: max(1, int(n * share))] for rows, n, _, _ in spaced])]
 
 
 def timed(model: nn.Module, rows: Encoded, sketch: Sketch) -> float:

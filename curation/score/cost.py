@@ -162,11 +162,11 @@ def buffer_bytes(shape: Shape, rows: int, tokens: int) -> int:
 
 
 def head_bytes(shape: Shape, answers: int) -> int:
-    """Bytes of one chunk of logits, and of the output layer's weight, which its products lay out anew."""
+    """Bytes of one chunk of logits, its states and their gradients."""
     if shape.head is None:
         return 0
     c, v = shape.head
-    return 4 * (min(answers, CHUNK_TOKENS) * (v + 2 * c) + c * v)
+    return 4 * min(answers, CHUNK_TOKENS) * (v + 2 * c)
 
 
 def activation_bytes(model: nn.Module, part: Encoded) -> int:

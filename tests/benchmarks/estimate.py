@@ -73,6 +73,17 @@ CASES = {  # proxy fields, rows, median words of a row
     "qwen": ('kind = "causal_lm"\nmodel = "{model}"\nfeature_dimensions = 1024', 160, 30),
     "gpt2": ('kind = "causal_lm"\nmodel = "{model}"\nfeature_dimensions = 1024', 240, 30),
     "qwen-wide": ('kind = "causal_lm"\nmodel = "{model}"\nfeature_dimensions = 1024', 48, 30),
+    "decoder 3 x 96, short rows": (
+        'kind = "decoder"\nlayers = 3\nwidth = 96\nmax_tokens = 64\nfeature_dimensions = 768',
+        10_000,
+        14,
+    ),
+    "decoder 3 x 96, long rows": (
+        'kind = "decoder"\nlayers = 3\nwidth = 96\nmax_tokens = 256\nfeature_dimensions = 1024',
+        1000,
+        150,
+    ),
+    "head, 5000 rows": ('kind = "head"\nwidth = 256\nfeature_dimensions = 768', 5000, 12),
 }
 RECIPE = """format = 1
 name = "estimate"
@@ -189,7 +200,7 @@ def main() -> None:
     names = [args.only] if args.only else list(CASES)[: 5 if args.quick else None]
     errors = {"seconds": [], "mb": []}
     print(
-        f"{'case':<18}{'rows':>6}{'seconds predicted':>19}{'measured':>10}{'error':>8}{'MB predicted':>14}{'measured':>10}{'error':>8}{'took':>7}"
+        f"{'case':<27}{'rows':>6}{'seconds predicted':>19}{'measured':>10}{'error':>8}{'MB predicted':>14}{'measured':>10}{'error':>8}{'took':>7}"
     )
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
@@ -203,7 +214,7 @@ def main() -> None:
         for k, e in error.items():
             errors[k].append(abs(e))
         print(
-            f"{name:<18}{CASES[name][1]:>6}{said['seconds']:>19.2f}{took['seconds']:>10.2f}{error['seconds']:>8.0%}"
+            f"{name:<27}{CASES[name][1]:>6}{said['seconds']:>19.2f}{took['seconds']:>10.2f}{error['seconds']:>8.0%}"
             f"{said['mb']:>14.0f}{took['mb']:>10.0f}{error['mb']:>8.0%}{said['took']:>6.1f}s",
             flush=True,
         )

@@ -1,15 +1,17 @@
 """What `gradus estimate` says before anything loads: parts that do not depend on how busy the machine is."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from curation.score.cost import work_of
 from curation.specs import Proxy
 from flows.cli import DEMO, app
-from flows.estimate import corpus_sample, estimate, lengths_of, scoring, trainings_of
-from flows.pace import Pace, batch_list, peak_bytes, seconds_of, shards_of
+from flows.estimate import Scoring, corpus_sample, estimate, lengths_of, scoring, trainings_of
+from flows.pace import SAMPLE_OPERATIONS, Pace, batch_list, peak_bytes, sample_of, seconds_of, shards_of
 from flows.recipe import load_recipe
 from flows.run import Run
 from flows.subject import Lengths, subject_of
@@ -92,6 +94,26 @@ def test_seconds_are_linear_in_shards():
     assert one > PACE.setup + 3 * PACE.batch
     small = peak_bytes(PACE, subject, lengths, shards[0][:100])
     assert small < peak_bytes(PACE, subject, lengths, shards[0])
+
+
+def test_workers_start_together_and_take_whole_shards():
+    found = Scoring(9, (1.0, 1.0, 1.0), 0.0, None, None, PACE)  # type: ignore[arg-type]
+    assert [found.seconds(w) for w in (1, 2, 3, 8)] == pytest.approx([3.1, 2.1, 1.1, 1.1])
+    assert found.core_seconds == pytest.approx(3.1)
+
+
+def test_pace_is_of_whole_batches_of_all_lengths():
+    lengths = Lengths(np.arange(1, 2001) % 40 + 5, np.full(2000, 3), 2000, 60)
+    subject = subject_of(Proxy(max_tokens=64), lengths, 0)
+    plan = batch_list(subject.shape, lengths, np.arange(2000))
+    first, rest = sample_of(subject.shape, lengths, np.arange(2000))
+    assert len(plan) > 5 and sorted(rest) == list(range(2000))  # a cheap model: all of them
+    assert list(first) == list(plan[len(plan) // 2][0])
+    dear = dataclasses.replace(subject.shape, products=subject.shape.products * 4000)
+    each = work_of(dear, *plan[0][1:]).operations
+    assert each > SAMPLE_OPERATIONS
+    first, rest = sample_of(dear, lengths, np.arange(2000))
+    assert len(first) == 1 and len(rest) < plan[0][1] and np.ptp(lengths.tokens[rest]) > 10
 
 
 def test_every_stage_has_a_line():

@@ -105,7 +105,7 @@ def test_buffers_are_those_of_the_tape():
         assert tape.product_bytes == shape.product_bytes and tape.width == shape.width
     t = padded(shape, rows.lengths())
     assert buffer_bytes(shape, len(rows), t) == pairs + len(rows) * shape.product_bytes
-    assert head_bytes(shape, 5) == 4 * (5 * (50 + 2 * 32) + 32 * 50)
+    assert head_bytes(shape, 5) == 4 * 5 * (50 + 2 * 32)
 
 
 def test_activations_grow_with_tokens_and_do_not_count_weights():
