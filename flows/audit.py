@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 
@@ -20,6 +22,7 @@ from flows.run import Run
 from flows.score import rows_of
 from flows.scorers import diversity_frame
 from storage.artifacts import Draft, Lake, Ref
+from storage.shards import write_shard
 
 VERSION = "audit_v1"
 
@@ -46,27 +49,16 @@ def audit(
 
     def compute(draft: Draft) -> None:
         refs = [str(r) for r in (pool, base, new) if r is not None]
-        frame = (
-            run.pool()
-            .submit(
-                audit_sets,
-                str(run.lake.root),
-                pinned(recipe),
-                round,
-                refs,
-                str(base),
-                str(sets),
-                str(vectors) if vectors else None,
-                arms,
-            )
-            .result()
-        )
-        draft.write_shard("all", {"diversity": frame})
+        emb = str(vectors) if vectors else None
+        job = (run.lake.address, pinned(recipe), round, refs, str(base), str(sets), emb, arms)
+        run.map_shards(draft, {"all": job}, audit_sets, "audit")
 
     return run.stage("audit", VERSION, spec, inputs, compute, round)
 
 
 def audit_sets(
+    work: Path,
+    key: str,
     root: str,
     recipe: Recipe,
     round: int,
@@ -75,7 +67,7 @@ def audit_sets(
     sets: str,
     emb: str | None,
     arms: list[str],
-) -> pl.DataFrame:
+) -> None:
     """Worker: the `diversity` of the arms' sets by an auditor."""
     lake = Lake(root, create=False)
     vectors = embeddings(lake, Ref.parse(emb) if emb else None)
@@ -106,4 +98,5 @@ def audit_sets(
     total = [
         (round, 0, "auditor", "auditor", "all", "regions_covered", float(len(np.unique(cluster))), len(ids))
     ]
-    return pl.concat([frame, pl.DataFrame(covered + total, schema=DIVERSITY, orient="row")])
+    lines = pl.DataFrame(covered + total, schema=DIVERSITY, orient="row")
+    write_shard(work, key, {"diversity": pl.concat([frame, lines])})

@@ -159,9 +159,7 @@ def embed(run: Run, pool: Ref) -> Ref | None:
     def compute(draft: Draft) -> None:
         texts = _texts(run.lake, pool)
         starts = range(0, len(texts), EMBED_SHARD_ROWS)
-        jobs = {
-            f"texts-{i:06d}": (str(run.lake.root), str(pool), run.recipe.proxy.encoder, i) for i in starts
-        }
+        jobs = {f"texts-{i:06d}": (run.lake.address, str(pool), run.recipe.proxy.encoder, i) for i in starts}
         run.map_shards(draft, jobs, embed_shard, "embed")
 
     return run.stage("embed", EMBED_VERSION, spec, [pool], compute)

@@ -23,6 +23,7 @@ def spend(run: Run, round: int, pool: Ref, models: Ref) -> float:
     own = [e["alpha"] for e in run.lake.alpha_spent(run.recipe.name) if e["key"].startswith(str(models))]
     if own:
         return float(own[0])
+    run.window.refuse_missing("evaluate", round, "confirm")
     if run.reuse_only:
         raise NotCached("alpha")
     suites = judge_suites(run, pool, round)

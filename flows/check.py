@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -30,10 +31,11 @@ def refuse_problems(recipe: Recipe, path: Path | None = None) -> None:
 def refuse_spent_alpha(lake: Lake, recipe: Recipe) -> None:
     """Raises when the dataset's streak is over: no test is left, so nothing could be published."""
     wins = sum(v["decision"] == "publish" for v in lake.dataset_versions(recipe.name))
-    spent = [e for e in lake.alpha_spent(recipe.name) if e["streak"] == wins]
-    if alpha_for(len(spent)) == 0:
+    spent = Counter(e["suite"] for e in lake.alpha_spent(recipe.name) if e["streak"] == wins)
+    tests = max(spent.values(), default=0)
+    if alpha_for(tests) == 0:
         raise UserError(
-            f"dataset {recipe.name!r} has spent its alpha: {len(spent)} tests since the last published version did not publish. "
+            f"dataset {recipe.name!r} has spent its alpha: {tests} tests since the last published version did not publish. "
             "Bring judge suites that were not looked at and another `name` for the dataset; everything so far is kept"
         )
 

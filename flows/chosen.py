@@ -30,7 +30,7 @@ def chosen_arm(
     records = [r for r in lake.runs() if name in (None, r["recipe"])]
     if run is None and not records:
         known = ", ".join(sorted({r["recipe"] for r in lake.runs()})) or "none"
-        raise UserError(f"no run of {name} in {lake.root}; there are runs of: {known}")
+        raise UserError(f"no run of {name} in {lake.address}; there are runs of: {known}")
     record = find_run(lake, run) if run is not None else records[-1]
     if name not in (None, record["recipe"]):
         raise UserError(f"run {record['run']} is of {record['recipe']}, not of {name}; leave one of them out")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import secrets
+import signal
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from curation.errors import GradusError, TransientError
-from flows import export, look
+from flows import export, look, operate
 from flows.terminal import LakeOption, pairs, progress, safe, say, terminal_lines
 
 app = typer.Typer(
@@ -24,135 +23,103 @@ app = typer.Typer(
 Replaced = Annotated[
     list[str] | None, typer.Option(help="NAME=PATH: a local file in place of the recipe's; may be repeated")
 ]
+StartAt = Annotated[
+    str | None, typer.Option(help="the first stage to compute; everything before it must be in the lake")
+]
+StopAfter = Annotated[str | None, typer.Option(help="the last stage of the round to run")]
+OfRound = Annotated[
+    int | None, typer.Option(min=1, help="the round of --start-at and --stop-after; default 1")
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="where shards are computed: processes (default), threads, dask or ray; or GRADUS_ENGINE",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="compute these stages again aside, and compare with what is published")
+]
 DEMO = Path(__file__).with_name("demo.toml")
 
 
-def _run_of(
-    recipe_path: Path,
-    lake: Path | None,
-    sources: list[str] | None = None,
-    suites: list[str] | None = None,
-    **more: Any,
-):
-    from flows.recipe import load_recipe
-    from flows.run import Run
-    from storage.artifacts import Lake
+def _run_of(recipe_path: Path, sources: list[str] | None = None, suites: list[str] | None = None):
+    """A recipe read for a look at it: nothing is written."""
+    from flows.execute import run_of
 
-    recipe = load_recipe(recipe_path, pairs("source", sources), pairs("suite", suites))
-    return Run(Lake(lake) if lake else None, recipe, recipe_path.resolve().parent, say=say, **more)  # type: ignore[arg-type]
+    return run_of(None, _request(recipe_path, sources, suites), say=say)
+
+
+def _request(recipe: Path, sources: list[str] | None = None, suites: list[str] | None = None, **more: Any):
+    from flows.execute import Request
+
+    return Request(str(recipe), sources=pairs("source", sources), suites=pairs("suite", suites), **more)
 
 
 @app.command()
 def demo(lake: LakeOption = Path("lake")) -> None:
     """Run the whole loop on the embedded corpus: about six minutes on two cores."""
-    execute(DEMO, lake)
+    execute(lake, _request(DEMO))
 
 
 @app.command()
 def run(
-    recipe: Path, lake: LakeOption = Path("lake"), source: Replaced = None, suite: Replaced = None
+    recipe: Annotated[Path, typer.Argument(help="a recipe file, or the name of one that ran in this lake")],
+    lake: LakeOption = Path("lake"),
+    source: Replaced = None,
+    suite: Replaced = None,
+    start_at: StartAt = None,
+    stop_after: StopAfter = None,
+    round: OfRound = None,
+    force: Force = False,
+    engine: EngineOption = None,
 ) -> None:
     """Run a recipe to its end; what is in the lake already is not done again."""
-    execute(recipe, lake, source, suite)
+    part = {"start_at": start_at, "stop_after": stop_after, "round": round, "force": force}
+    execute(lake, _request(recipe, source, suite, **part), engine)
 
 
-def execute(
-    recipe_path: Path, lake: Path, sources: list[str] | None = None, suites: list[str] | None = None
+@app.command()
+def rerun(
+    run_id: Annotated[str, typer.Argument(help="an earlier run; a beginning is enough")],
+    changed: Annotated[
+        list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE of its recipe; may be repeated")
+    ] = None,
+    lake: LakeOption = Path("lake"),
+    start_at: StartAt = None,
+    stop_after: StopAfter = None,
+    round: OfRound = None,
+    force: Force = False,
+    engine: EngineOption = None,
 ) -> None:
+    """Run an earlier run again from a stage on, with some fields of its recipe changed."""
+    from flows.execute import Request, changes
+
+    part = {"start_at": start_at, "stop_after": stop_after, "round": round, "force": force}
+    execute(lake, Request(run_id=run_id, changed=changes(changed or []), **part), engine)
+
+
+def execute(lake: Path, request: Any, engine: str | None = None) -> None:
     """The loop: answered from the lake when everything is there, else under Prefect."""
-    from flows.check import refuse_problems, refuse_spent_alpha
-    from flows.loop import curate
-    from flows.run import NotCached, recipe_hash
+    from flows.execute import execute as run_request
+    from storage.artifacts import Lake
 
-    begun = time.time()
-    current = _run_of(recipe_path, lake, sources, suites)
-    refuse_problems(current.recipe, recipe_path)
-    earlier = [r for r in current.lake.runs() if r["recipe_hash"] == recipe_hash(current.recipe)]
-    current.reuse_only = True
+    store = Lake(lake)
     try:
-        curate(current)
-    except NotCached:
-        found = current.steps[:1]
-        current = _run_of(recipe_path, lake, sources, suites, track=progress)
-        if not any(
-            found and r["steps"][:1] and r["steps"][0]["artifact"] == found[0]["artifact"] for r in earlier
-        ):
-            refuse_spent_alpha(current.lake, current.recipe)  # a run that goes on has booked its own
-        _compute(current)
-    else:
-        _reused(current, earlier, begun)
-    summarise(current.lake.root, current.run_id)
+        more = {"engine": engine} if engine else {}
+        run_id = run_request(store, request, _under_prefect, say, track=progress, **more)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    summarise(store.address, run_id)
 
 
-def _reused(current: Any, earlier: list[dict], begun: float) -> None:
-    from storage.catalog import fresh_catalog
-
-    artifacts = [step["artifact"] for step in current.steps]
-    done = [
-        r for r in earlier if r["state"] == "completed" and [s["artifact"] for s in r["steps"]] == artifacts
-    ]
-    if done:
-        current.run_id = done[-1]["run"]
-    else:
-        current.reuse_only, current.run_id = False, new_run_id(current.recipe.name)
-        current.save("completed")
-        finish(current)
-    fresh_catalog(current.lake)
-    say(f"nothing to do: every stage was found in {current.lake.root} ({time.time() - begun:.1f} s)")
-
-
-def new_run_id(name: str) -> str:
-    """A run's name: when it began, what it runs, and four random digits."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{name}-{secrets.token_hex(2)}"
-
-
-def _compute(current: Any) -> None:
+def _under_prefect(run: Any) -> None:
     from flows.orchestrate import curate_with_prefect
 
-    current.run_id = new_run_id(current.recipe.name)
-    current.save("running")
-    say(f"run {current.run_id}: {current.recipe.name}, lake {current.lake.root}")
-    state, error = "failed", None
-    try:
-        curate_with_prefect(current)
-        state = "completed"
-    except KeyboardInterrupt:
-        state, error = "cancelled", "interrupted"
-        print(
-            "\ngradus: stopped. Finished shards are kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
-    except GradusError as problem:
-        error = str(problem)
-        raise
-    finally:
-        current.close(kill=state != "completed")
-        current.save(state, error=error)
-        finish(current, report=state == "completed")
+    curate_with_prefect(run)
 
 
-def finish(current: Any, report: bool = True) -> None:
-    """Brings the catalog up to date, and writes the report of a completed run and the page that lists all runs.
-
-    What fails here is told and never hides how the run itself ended.
-    """
-    from flows.report.index import write_index
-    from flows.report.page import write_report
-    from storage.catalog import fresh_catalog
-
-    try:
-        fresh_catalog(current.lake)
-        if report:
-            record = next(r for r in current.lake.runs() if r["run"] == current.run_id)
-            write_report(current.lake, record)
-        write_index(current.lake)
-    except GradusError as error:
-        again = f"gradus report {current.run_id} --lake {current.lake.root}"
-        print(f"gradus: the run's pages were not written: {safe(error)}; later: {again}", file=sys.stderr)
-
-
-def summarise(lake: Path, run_id: str | None) -> None:
+def summarise(lake: str, run_id: str | None) -> None:
     """Prints what a run found, where its report is, and what to try next."""
     from flows.status import find_run, status
     from storage.artifacts import Lake
@@ -161,11 +128,10 @@ def summarise(lake: Path, run_id: str | None) -> None:
     record = find_run(store, run_id)
     for line in terminal_lines(status(store, record)):
         say(line)
-    report = store.root / "reports" / f"{record['run']}.html"
-    if report.exists():
+    if report := store.report(f"{record['run']}.html"):
         say(f"\nreport      {report}")
     say(
-        f'next        gradus sql "from accounting" --lake {lake}\n            gradus status --json --lake {lake}\n            duckdb {lake}/catalog.duckdb\n            gradus init YOUR.jsonl'
+        f'next        gradus sql "from accounting" --lake {lake}\n            gradus status --json --lake {lake}\n            duckdb {store.root}/catalog.duckdb\n            gradus init YOUR.jsonl'
     )
 
 
@@ -175,7 +141,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json")] = False,
     lake: LakeOption = Path("lake"),
 ) -> None:
-    """What the latest run found."""
+    """What the latest run found, and whether the lake is served."""
+    from flows.service.serve import serving_line
     from flows.status import find_run
     from flows.status import status as facts_of
     from storage.artifacts import Lake
@@ -184,9 +151,9 @@ def status(
     facts = facts_of(store, find_run(store, run_id))
     if as_json:
         typer.echo(json.dumps(facts, indent=2, allow_nan=False))
-    else:
-        for line in terminal_lines(facts):
-            say(line)
+        return
+    for line in (*terminal_lines(facts), f"\nserver         {serving_line(store.root)}"):
+        say(line)
 
 
 @app.command()
@@ -194,7 +161,7 @@ def check(recipe: Path, source: Replaced = None, suite: Replaced = None) -> None
     """Read everything a run would read, and say what is wrong with it before any long work."""
     from flows.check import check as check_run
 
-    for line in check_run(_run_of(recipe, None, source, suite)):
+    for line in check_run(_run_of(recipe, source, suite)):
         say(line)
     say(f"ok: gradus run {recipe}")
 
@@ -215,7 +182,7 @@ def estimate(recipe: Path, source: Replaced = None, suite: Replaced = None) -> N
     from flows.check import refuse_problems
     from flows.estimate import estimate as estimate_run
 
-    current = _run_of(recipe, None, source, suite)
+    current = _run_of(recipe, source, suite)
     refuse_problems(current.recipe, recipe)
     stages = estimate_run(current)
     say(f"{'stage':<18}{'seconds':>9}{'memory MB':>11}{'disk MB':>9}   work, on {current.workers} cores")
@@ -237,7 +204,7 @@ def doctor(
     """Say which device, precision and attention scoring will use, how fast it is here, and what to fix."""
     from flows.doctor import examine, print_examination
 
-    run_in_hand = _run_of(recipe, None, source, suite) if recipe else None
+    run_in_hand = _run_of(recipe, source, suite) if recipe else None
     found = examine(run_in_hand, lake)
     if as_json:
         typer.echo(json.dumps(found.facts(), indent=2, allow_nan=False))
@@ -260,10 +227,12 @@ def init(
 
 app.add_typer(look.app)  # without a name: its commands stand beside the others
 app.add_typer(export.app)
+app.add_typer(operate.app)
 
 
 def main() -> None:
     """The `gradus` command: errors are one message and exit code 2, interrupts say what is kept and exit 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
         app()
     except GradusError as error:

@@ -63,7 +63,7 @@ def _vectors(root: str, ref: str) -> dict[str, np.ndarray]:
 
 def embeddings(lake: Lake, ref: Ref | None) -> dict[str, np.ndarray] | None:
     """row_id or item_id -> unit embedding; None when the proxy has no encoder."""
-    return None if ref is None else _vectors(str(lake.root), str(ref))
+    return None if ref is None else _vectors(lake.address, str(ref))
 
 
 def feature_matrix(frame: pl.DataFrame) -> np.ndarray:
@@ -78,7 +78,7 @@ def reader_for(
 ) -> Reader:
     """How this pool's rows become tensors: one reader for all rounds and arms, made once a process."""
     width = len(next(iter(vectors.values()))) if vectors else 0
-    return _reader(str(lake.root), recipe.proxy.model_dump_json(), str(ingest), world, width)
+    return _reader(lake.address, recipe.proxy.model_dump_json(), str(ingest), world, width)
 
 
 @lru_cache(maxsize=32)

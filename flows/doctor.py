@@ -7,16 +7,21 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from curation.errors import GradusError
 from curation.specs import Proxy, Recipe
 
-PACKAGES = ("torch", "transformers", "numpy", "polars", "pyarrow", "duckdb", "faiss-cpu", "prefect")
+PACKAGES = (
+    *("torch", "transformers", "numpy", "polars", "pyarrow", "duckdb", "faiss-cpu"),
+    *("prefect", "fastapi", "sqlalchemy"),
+)
 LEAST_DISK, LEAST_MEMORY = 1 << 30, 1 << 30
 
 
@@ -61,7 +66,8 @@ def examine(run: Any, lake: Path, seconds: float = 2.0) -> Examination:
     except GradusError as error:
         findings.append(Finding("scoring", "could not be tried", fix=str(error)))
         findings.append(memory(0.0, workers))
-    findings += [disk(lake), writable("lake", lake), writable("Prefect", prefect_home(lake)), *packages()]
+    findings += [disk(lake), writable("lake", lake), layout(lake), writable("Prefect", prefect_home(lake))]
+    findings += [*server(lake), *packages()]
     together = None if rate is None else rate * (len(_gpus()) or workers)
     return Examination(tuple(findings), rate, together)
 
@@ -215,14 +221,54 @@ def prefect_home(lake: Path) -> Path:
     return Path(given).expanduser() if given else lake / "prefect"
 
 
+def layout(lake: Path) -> Finding:
+    """Whether this Gradus can read the lake."""
+    from storage.artifacts import Lake
+    from storage.store import url_of
+
+    if url_of(lake) is None and not (lake / "lake.json").exists():
+        return Finding("lake", "none yet", f"the first run makes it in {lake}")
+    try:
+        return Finding("lake", f"{len(Lake(lake, create=False).refs())} artifacts")
+    except GradusError as error:
+        return Finding("lake", "cannot be read", fix=str(error))
+
+
+def server(lake: Path) -> list[Finding]:
+    """The Prefect server of PREFECT_API_URL, or the one that `gradus serve` runs for this lake, and its workers."""
+    from flows.service.settings import check_server, key_of, serving
+
+    found = serving(lake)
+    url = os.environ.get("PREFECT_API_URL") or (found.api_url if found else None)
+    if url is None:
+        return [
+            Finding("server", "none", "a run starts a temporary one; `gradus serve` starts one that stays")
+        ]
+    try:
+        key = key_of(lake)
+        findings = [Finding("server", f"Prefect {check_server(url, key)}", url)]
+    except GradusError as error:
+        return [Finding("server", "cannot be used", url, str(error))]
+    from flows.service.starting import worker_online
+
+    there = worker_online(url, key)
+    fix = "" if there else f"nothing will run there; type: gradus worker --api-url {url}"
+    return [*findings, Finding("worker", "there" if there else "none answers", "work pool gradus", fix)]
+
+
 def packages() -> list[Finding]:
-    """Versions of what matters to speed and to bits; a missing one is to be installed."""
+    """Versions of what matters to speed and to bits, and whether they are within the bounds that Gradus asks for."""
+    wanted = {r.name: r for r in map(Requirement, requires("gradus") or [])}
     found = [Finding("python", platform.python_version(), sys.executable)]
     for name in PACKAGES:
         try:
-            found.append(Finding(name, version(name)))
+            have = version(name)
         except PackageNotFoundError:
             found.append(Finding(name, "missing", fix=f"pip install {name}"))
+            continue
+        bounds = wanted[name].specifier if name in wanted else SpecifierSet()
+        fix = "" if bounds.contains(have, prereleases=True) else f"pip install '{name}{bounds}'"
+        found.append(Finding(name, have, f"needs {bounds}" if str(bounds) else "", fix))
     return found
 
 

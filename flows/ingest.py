@@ -31,10 +31,11 @@ def ingest(run: Run) -> Ref:
     Reads: files of the recipe. Writes: one ingest artifact. Costs: seconds per 100,000 rows.
     Safe to rerun because the fingerprint holds the content of every file.
     """
-    files = source_files(run)
-    return run.stage(
-        "ingest", VERSION, ingest_spec(run.recipe, files), [], lambda draft: _compute(run, draft, files)
-    )
+    files = source_files(run) if run.known_files is None else {}
+    spec = ingest_spec(run.recipe, files)
+    if run.known_files is not None:  # the run begins later: the pool is of the files as they were read then
+        spec["files"] = run.known_files
+    return run.stage("ingest", VERSION, spec, [], lambda draft: _compute(run, draft, files))
 
 
 def source_files(run: Run) -> dict[str, list]:

@@ -35,7 +35,7 @@ def overview(lake: Lake, name: str | None = None) -> dict[str, Any]:
     shown = [r for r in runs if wanted in (None, r.get("recipe"))]
     damaged = query(lake, "select artifact, damage from artifacts where damage is not null order by 1")
     facts: dict[str, Any] = {
-        "lake": str(lake.root),
+        "lake": lake.address,
         "versions": versions,
         "run": record["run"] if record else None,
         "runs": [_run(r) for r in shown],

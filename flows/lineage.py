@@ -32,7 +32,7 @@ def way(lake: Lake, what: str, pick: int | None = None) -> dict[str, Any]:
         return {"tree": tree(lake, named(lake, what))}
     if not found:
         raise UserError(
-            f"no comparison or mean of {lake.root} prints as {what}; give it as the report does (+16.4), or as "
+            f"no comparison or mean of {lake.address} prints as {what}; give it as the report does (+16.4), or as "
             "RUN:ROUND:ARM:SUITE:METRIC, for instance :1:candidate:ood_mean:accuracy (no RUN: the newest)"
         )
     if pick is not None and not 1 <= pick <= len(found):
@@ -261,7 +261,7 @@ def _print_arm(arm: dict[str, Any]) -> None:
 
 def _print_node(node: dict[str, Any], depth: int) -> None:
     rows = ", ".join(f"{n:,} {table}" for table, n in node.get("rows", {}).items() if n)
-    tail = "(above)" if node.get("again") else "(not in the lake any more)" if "missing" in node else rows
+    tail = "(above)" if node.get("again") else f"({inline(node['missing'])})" if "missing" in node else rows
     say(f"{'  ' * depth}{node['artifact']}  {tail}")
     for source in node.get("sources", [])[:LISTED]:
         where = inline(" ".join(filter(None, (source["source"], source["file"]))))

@@ -132,4 +132,4 @@ def _saturated(run: Run, new: Ref | None) -> bool:
 
 def _minutes_left(run: Run) -> float | None:
     limit = run.recipe.budget.minutes
-    return None if limit is None or run.reuse_only else limit - (time.time() - run.started) / 60
+    return None if limit is None or run.reuse_only else limit - (time.monotonic() - run.begun) / 60

@@ -29,11 +29,16 @@ def load_recipe(
     _replace_paths(raw, "source", sources or {}, path)
     _replace_paths(raw, "suite", suites or {}, path)
     _find_models(raw.get("proxy"), path.resolve().parent)
+    return validated(raw, str(path))
+
+
+def validated(raw: dict, where: str) -> Recipe:
+    """The recipe that these fields make; a `UserError` lists all that is wrong with them."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(dict(problem), raw) for problem in error.errors()]
-        raise UserError(f"{path} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error
+        raise UserError(f"{where} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error
 
 
 def _replace_paths(raw: dict, kind: str, given: dict[str, str], path: Path) -> None:

@@ -6,16 +6,18 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from curation.specs import Recipe
+from flows.engines import Engine, ShardWork, checked_engine, scoring_devices
+from flows.window import Window
 from storage.artifacts import Draft, Lake, Ref, fingerprint
+from storage.gc import noting
 from storage.layout import canonical_json
 
 
@@ -33,13 +35,22 @@ class Run:
     run_id: str = ""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     reuse_only: bool = False
+    window: Window = field(default_factory=Window)
+    known_files: dict[str, Any] | None = (
+        None  # names and hashes that an earlier run read, for a run that begins later
+    )
     say: Callable[[str], None] = print
     track: Callable[[Sequence, str], Any] | None = None
+    at: str = ""  # the stage that is being run, or that failed
     call: Callable[..., Any] = lambda stage, *args, **kwargs: stage(*args, **kwargs)
     started: float = field(default_factory=time.time)
+    begun: float = field(default_factory=time.monotonic)  # durations: a clock that is never put back
     steps: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    _pools: dict[tuple[str, ...], ProcessPoolExecutor] = field(default_factory=dict)
+    engine: str = field(default_factory=checked_engine)
+
+    def __post_init__(self) -> None:
+        self._workers = Engine(checked_engine(self.engine), self.workers)
 
     def stage(
         self,
@@ -53,19 +64,29 @@ class Run:
     ) -> Ref:
         """The stage's artifact: found in the lake, or computed now into a draft and published."""
         fp = fingerprint(kind, version, spec, [str(i) for i in inputs])
-        ref = self.lake.find(kind, self.recipe.name, fp)
-        begun, reused = time.time(), ref is not None
+        repeats = self.window.repeats(kind, round, phase) and not self.reuse_only
+        begun = time.monotonic()
+        with self._noting():
+            ref = self.lake.find(kind, self.recipe.name, fp)
+            if ref is not None and not repeats:
+                self._note(kind, round, phase, ref, time.monotonic() - begun, True)
+                return ref
         if ref is None:
+            self.window.refuse_missing(kind, round, phase)
             if self.reuse_only:
                 raise NotCached(kind)
-            manifest = {"spec": dict(spec), "code_version": version, "parents": [str(i) for i in inputs]}
-            with self.lake.draft(kind, self.recipe.name, fp, manifest) as draft:
-                reused = draft.published is not None
-                if not reused:
-                    compute(draft)
+        manifest = {"spec": dict(spec), "code_version": version, "parents": [str(i) for i in inputs]}
+        with self.lake.draft(kind, self.recipe.name, fp, manifest, force=repeats) as draft:
+            reused = draft.published is not None
+            if not reused:
+                compute(draft)
+            with self._noting():
                 ref = draft.publish()
-        self._note(kind, round, phase, ref, time.time() - begun, reused)
+                self._note(kind, round, phase, ref, time.monotonic() - begun, reused)
         return ref
+
+    def _noting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.reuse_only else noting(self.lake.root)
 
     def _note(self, kind: str, round: int, phase: str, ref: Ref, seconds: float, reused: bool) -> None:
         self.steps.append(
@@ -85,6 +106,7 @@ class Run:
                 "reused": reused,
                 "seconds": round_to(seconds, 3),
                 "peak_memory_mb": round_to(max(peak_mb, workers_mb), 1),
+                **({} if reused else self._pace(kind, ref, seconds)),
             },
         )
         where = f" round {round}" if round else ""
@@ -92,6 +114,16 @@ class Run:
             f"{kind}{where}{' ' + phase if phase else ''}: {'reused' if reused else f'{seconds:.1f} s'}  {ref}"
         )
         self.save("running")
+
+    def _pace(self, kind: str, ref: Ref, seconds: float) -> dict[str, Any]:
+        """Rows of the stage's largest table, how many a second, and on which device."""
+        rows = max(self.lake.manifest(ref)["rows"].values(), default=0)
+        device = ",".join(scoring_devices()) if kind == "score" else ""
+        return {
+            "rows": rows,
+            "rows_a_second": round_to(rows / max(seconds, 1e-3), 1),
+            "device": device or "cpu",
+        }
 
     def save(self, state: str, **more: Any) -> None:
         """Writes the run's record; `artifacts` holds the last artifact of each stage, `steps` all of them."""
@@ -103,8 +135,9 @@ class Run:
                 "recipe_hash": recipe_hash(self.recipe),
                 "state": state,
                 "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
-                "seconds": round_to(time.time() - self.started, 1),
+                "seconds": round_to(time.monotonic() - self.begun, 1),
                 "artifacts": {step["stage"]: step["artifact"] for step in self.steps},
+                "folder": str(self.folder),
                 "host": platform.node(),
                 "pid": os.getpid(),
                 "steps": self.steps,
@@ -120,81 +153,28 @@ class Run:
         work: Callable[..., None],
         label: str,
         devices: tuple[str, ...] = (),
+        reads: Iterable[str] = (),
     ) -> None:
-        """Runs `work(work_path, key, *job)` for every key whose shard is missing, on all cores or one process a device.
+        """Runs `work(work_path, key, *job)` for every key whose shard is missing, on the run's engine.
 
-        Workers write their own shards, so a kill loses at most those in flight.
+        `reads` are earlier shards of the draft that the work looks at. Workers write their own shards, so a kill
+        loses at most those in flight.
         """
-        done = draft.done()
+        folder = draft.work_path.relative_to(self.lake.root).as_posix()
+        done = draft.done() | self.lake.fetch_shards(folder, jobs)
         left = {key: job for key, job in jobs.items() if key not in done}
         if not left:
             return
-        futures = [self.pool(devices).submit(work, draft.work_path, key, *job) for key, job in left.items()]
-        try:
-            finished = as_completed(futures)
-            for future in self.track(finished, label, len(futures)) if self.track else finished:  # type: ignore[operator]
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-
-    def pool(self, devices: tuple[str, ...] = ()) -> ProcessPoolExecutor:
-        """The run's worker processes, made when first needed: one thread each, or one process for each device."""
-        if devices not in self._pools:
-            # One thread a worker, so that sums have one order; libraries read these when they are loaded.
-            os.environ |= dict.fromkeys(
-                ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1"
-            )
-            context = get_context("spawn")
-            waiting = context.SimpleQueue()
-            for device in devices:
-                waiting.put(device)
-            self._pools[devices] = ProcessPoolExecutor(
-                len(devices) or self.workers,
-                context,
-                initializer=one_thread,
-                initargs=(os.getpid(), waiting if devices else None),
-            )
-        return self._pools[devices]
+        shared = self.engine in ("dask", "ray")
+        work_of = ShardWork(self.lake.address, folder, work, tuple(reads), shared)
+        finished = self._workers.map(work_of, left, label, devices)
+        for _ in self.track(finished, label, len(left)) if self.track else finished:  # type: ignore[operator]
+            pass
+        self.lake.fetch_shards(folder, left)  # those of other machines
 
     def close(self, kill: bool = False) -> None:
-        """Ends the worker processes."""
-        for pool in self._pools.values():
-            if kill:
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
-            pool.shutdown(wait=not kill, cancel_futures=True)
-        self._pools.clear()
-
-
-def scoring_devices() -> tuple[str, ...]:
-    """Devices that score rows, one process each: GRADUS_DEVICES (cuda:0,cuda:1), else every GPU; none: all cores."""
-    given = os.environ.get("GRADUS_DEVICES", "")
-    if given:
-        return tuple(device.strip() for device in given.split(",") if device.strip())
-    import torch
-
-    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-
-
-def one_thread(parent: int, devices: Any = None) -> None:
-    """Sets a worker up: one thread, its device; interrupts are the parent's; it ends when its parent is gone."""
-    import signal
-    import threading
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["GRADUS_DEVICE"] = "cpu" if devices is None else devices.get()
-    import torch
-
-    torch.set_num_threads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        """Ends the workers."""
+        self._workers.close(kill)
 
 
 def round_to(value: float, digits: int) -> float:
@@ -203,5 +183,6 @@ def round_to(value: float, digits: int) -> float:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits that change with any field of the recipe."""
-    return fingerprint("recipe", "1", {"recipe": canonical_json(recipe.model_dump(mode="json"))}, [])
+    """12 hex digits that change with any field of the recipe but its schedule."""
+    fields = recipe.model_dump(mode="json", exclude={"schedule"})
+    return fingerprint("recipe", "1", {"recipe": canonical_json(fields)}, [])

@@ -28,6 +28,7 @@ from flows.data import (
     steer_items,
     units,
 )
+from flows.engines import scoring_devices
 from flows.features import (
     cut_shards,
     feature_shard,
@@ -37,7 +38,7 @@ from flows.features import (
     sketch_to_bytes,
 )
 from flows.pretrained import pinned, proxy_spec, tokens_spec
-from flows.run import Run, scoring_devices
+from flows.run import Run
 from flows.scorers import (
     diversity_frame,
     flag_frame,
@@ -53,7 +54,7 @@ from storage.artifacts import Draft, Lake, Ref
 from storage.models import tensors_to_bytes
 from storage.shards import read_shard, read_shard_file, write_shard
 
-VERSION = "score_v2"
+VERSION = "score_v3"
 PART_ROWS = 10_000  # encoded at a time, where a pass goes over all rows
 
 
@@ -78,7 +79,7 @@ def score(
     }
     inputs = [pool, base, *([vectors] if vectors else []), *earlier]
     emb = str(vectors) if vectors else None
-    common = (str(run.lake.root), pinned(recipe))
+    common = (run.lake.address, pinned(recipe))
 
     def compute(draft: Draft) -> None:
         scorers = {f"scorer-{u:02d}": (*common, u, round, str(pool), str(base), emb) for u in units(recipe)}
@@ -91,7 +92,7 @@ def score(
             keys[u] = list(cut)
             features |= {key: (*common, u, proxy, str(pool), str(base), emb, ids) for key, ids in cut.items()}
         draft.adopt(features, "features")
-        run.map_shards(draft, features, feature_shard, "features", scoring_devices())
+        run.map_shards(draft, features, feature_shard, "features", scoring_devices(), reads=scorers)
         units_left = {
             f"unit-{u:02d}": (
                 *common,
@@ -105,7 +106,7 @@ def score(
             )
             for u in units(recipe)
         }
-        run.map_shards(draft, units_left, score_unit, "score")
+        run.map_shards(draft, units_left, score_unit, "score", reads=[*scorers, *features])
         draft.keep({*scorers, *features, *units_left})
 
     return run.stage("score", VERSION, spec, inputs, compute, round)

@@ -67,7 +67,7 @@ def select(
 
     def compute(draft: Draft) -> None:
         jobs = {
-            f"replicate-{r:02d}": (str(run.lake.root), pinned(recipe), named, round, phase, r, arms, first)
+            f"replicate-{r:02d}": (run.lake.address, pinned(recipe), named, round, phase, r, arms, first)
             for r in replicates
         }
         run.map_shards(draft, jobs, select_replicate, f"select {phase}")

@@ -10,6 +10,7 @@ from typing import Any
 from curation.errors import GradusError, UserError
 from flows.status import steps_of
 from storage.artifacts import Lake, Ref
+from storage.lineage import removal_of
 
 
 def named(lake: Lake, text: str | None = None) -> Ref:
@@ -32,19 +33,22 @@ def named(lake: Lake, text: str | None = None) -> Ref:
         found = [r for r in refs if re.fullmatch("[0-9a-f]{4,12}", text) and r.fingerprint.startswith(text)]
     if len(found) == 1:
         return found[0]
+    gone = ""
     if not found and kind and len(edition) == 12:
         with suppress(UserError):  # `DataError`: it is half deleted
+            gone = removal_of(lake.root, Ref(kind, name, edition))
             lake.manifest(Ref(kind, name, edition))
     sets = [f"{n}@v{v}" for n, v in versions] + [str(r) for r in refs if r.kind == "candidate"]
     what = f"{text!r} names several: {', '.join(map(str, found[:8]))}" if found else f"there is no {text!r}"
     what = what if text else "several datasets are there, or none"
-    raise UserError(f"{what} in {lake.root}; versions and candidates: {', '.join(sets[-20:]) or 'none yet'}")
+    raise UserError(
+        f"{what} in {lake.address}{gone}; versions and candidates: {', '.join(sets[-20:]) or 'none yet'}"
+    )
 
 
 def _versions(lake: Lake) -> list[tuple[str, int]]:
     """(name, number) of every version, half deleted ones too."""
-    folders = [path.name.rpartition("@v") for path in lake.root.glob("datasets/*@v*")]
-    return sorted((name, int(number)) for name, _, number in folders if number.isdecimal())
+    return lake.dataset_folders()
 
 
 def _version(versions: list[tuple[str, int]], name: str, edition: str) -> Ref | None:

@@ -18,7 +18,7 @@ def find_run(lake: Lake, run_id: str | None = None) -> dict[str, Any]:
     """The record of a run: the named one (a beginning is enough), or the newest."""
     runs = lake.runs()
     if not runs:
-        raise UserError(f"no run in {lake.root} yet; start one: gradus demo, or gradus run RECIPE")
+        raise UserError(f"no run in {lake.address} yet; start one: gradus demo, or gradus run RECIPE")
     if run_id is None:
         return runs[-1]
     found = [r for r in runs if r["run"].startswith(run_id)]

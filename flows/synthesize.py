@@ -59,7 +59,7 @@ def synthesize(
     def compute(draft: Draft) -> None:
         jobs = {
             f"replicate-{r:02d}": (
-                str(run.lake.root),
+                run.lake.address,
                 pinned(recipe),
                 r,
                 round,

@@ -13,7 +13,12 @@ import typer
 from curation.errors import UserError
 
 LakeOption = Annotated[
-    Path, typer.Option("--lake", envvar="GRADUS_LAKE", help="the folder that holds everything published")
+    Path,
+    typer.Option(
+        "--lake",
+        envvar="GRADUS_LAKE",
+        help="the folder, or s3://bucket/prefix, that holds everything published",
+    ),
 ]
 
 CONTROL = re.compile(

@@ -55,7 +55,7 @@ def train(
         emb = str(vectors) if vectors else None
         jobs = {
             f"{arm}-{r:02d}": (
-                str(run.lake.root),
+                run.lake.address,
                 pinned(recipe),
                 str(pool),
                 str(base),
@@ -157,7 +157,7 @@ def evaluate(
         emb = str(vectors) if vectors else None
         jobs = {
             f"replicate-{r:02d}": (
-                str(run.lake.root),
+                run.lake.address,
                 pinned(recipe),
                 str(pool),
                 str(models),
