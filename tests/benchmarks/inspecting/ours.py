@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 
 from storage.artifacts import Lake, Ref
-from storage.catalog import build_catalog, explain_row, query
+from storage.catalog import build_catalog, query
+from storage.find import explain_row
 
 NAME = "bench"
 
