@@ -34,6 +34,9 @@ def guarded(app: App, names: frozenset[str] | None, headers: Mapping[str, str]) 
             if message["type"] == "http.response.start":
                 own = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(h for h in extra if h[0] not in own)]
+                if message["status"] == 503:
+                    # Sqlite met another writer: without this, Prefect's clients wait 2 s, then 4, then 8.
+                    message["headers"].append((b"retry-after", b"0.5"))
             await send(message)
 
         await app(scope, receive, with_headers)

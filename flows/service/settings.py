@@ -159,6 +159,7 @@ def worker_environment(lake: str) -> dict[str, str]:
         "GRADUS_LAKE": lake,
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "15",
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
     }
 
 

@@ -6,7 +6,6 @@ Lakes named in GRADUS_TEST_LAKES (paths with `:` between) are looked at too, bes
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -23,29 +22,11 @@ from tests.made_run import Maker
 from tests.plain_run import plain_run
 from tests.tiny import tiny_recipe
 
-playwright_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install -e '.[e2e]'"
-)
 axe_api = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="axe is not installed: pip install -e '.[e2e]'"
 )
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = {"desktop": 1280, "phone": 390}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Any]:
-    found = os.environ.get("GRADUS_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright_api.sync_playwright() as p:
-        try:
-            started = p.chromium.launch(executable_path=found)
-        except playwright_api.Error as error:
-            pytest.skip(
-                f"no browser: apt install chromium, or playwright install chromium ({error.message[:80]})"
-            )
-        yield started
-        started.close()
 
 
 @contextmanager

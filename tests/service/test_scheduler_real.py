@@ -157,7 +157,7 @@ def test_a_dropped_file_leads_to_one_run_over_a_new_pool(
         refs = [ref for ref in lake.refs("ingest") if str(ref) in pools]
         return sorted(lake.manifest(ref)["rows"]["rows"] for ref in refs)
 
-    assert "1 new (a.jsonl); ordered" in tick() and pools_after(1) == [80]
+    assert "2 new (a.jsonl, new.jsonl); ordered" in tick() and pools_after(1) == [80]
     write(tmp_path / "in" / "b.jsonl", 80, 10)
     assert "1 new (b.jsonl); ordered" in tick() and pools_after(2) == [80, 90]
     assert "nothing new" in tick()
