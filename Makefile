@@ -3,7 +3,7 @@ PYTHON ?= python3
 LAKE ?= lake
 VENV := .venv/bin
 
-.PHONY: help setup demo test test-e2e lint bench format clean
+.PHONY: help setup demo test test-slow test-e2e lint bench format clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*##/\t/' | expand -t 12
@@ -21,6 +21,10 @@ demo: .venv/ready ## run the whole loop on the embedded corpus (about 6 minutes 
 
 test: .venv/ready ## all tests
 	@$(VENV)/python -m pytest -n 2 --dist loadgroup
+
+test-slow: .venv/ready ## tests of minutes: real schedules, kills on an object store, Dask and Ray
+	@$(VENV)/pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev,dask,ray]'
+	@$(VENV)/python -m pytest --slow -m slow
 
 test-e2e: .venv/ready ## the pages in a real browser (needs Chromium)
 	@$(VENV)/pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[e2e]'

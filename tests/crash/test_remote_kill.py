@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from storage.artifacts import Lake
 from tests.crash.test_lake_kill import WRITER
 from tests.object_store import bucket, endpoint, files, needs_store
@@ -69,6 +71,7 @@ def verify_all(url: str) -> None:
         lake.verify(ref)
 
 
+@pytest.mark.slow
 def test_writers_killed_at_random_moments(bucket: str, endpoint: str, tmp_path: Path) -> None:
     finish(str(WRITER), str(tmp_path / "calm"), cache=tmp_path / "none")
     place = f"{bucket}/kill"
@@ -94,6 +97,7 @@ def test_writers_killed_at_random_moments(bucket: str, endpoint: str, tmp_path: 
     assert stopped >= 3, "the kills came too late to disturb anything"
 
 
+@pytest.mark.slow
 def test_a_killed_loop_ends_with_the_manifests_of_a_local_lake(
     bucket: str, endpoint: str, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def run_on(engine: str, recipe: Path, lake: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_TASKS)
 def test_the_loop_gives_the_same_bytes(
     name: str, server: None, plain: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -97,6 +97,7 @@ def until(check: Callable[[], Any], seconds: float = 240) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_a_schedule_a_cron_line_and_a_rest_call_start_the_same_deployment(
     served: Served, api: httpx.Client, tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def write(path: Path, first: int, rows: int) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.slow
 def test_a_dropped_file_leads_to_one_run_over_a_new_pool(
     served: Served, api: httpx.Client, tmp_path: Path
 ) -> None:
