@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def curate_with_prefect(run: Run) -> None:
 
     Without an API the server's data base is kept in the lake, under `prefect/`, so that a lake is one folder.
     """
+    named = "PREFECT_API_URL" in os.environ
     connect(run)
     from prefect import flow, tags
     from prefect.states import Completed, Failed
@@ -58,8 +60,12 @@ def curate_with_prefect(run: Run) -> None:
             return Failed(message=failure(run, error))
         return Completed()
 
-    with reachable(), tags("gradus", run.recipe.name):
-        whole(run.recipe.name, run.run_id, str(run.lake.root), return_state=True)
+    try:
+        with reachable(), tags("gradus", run.recipe.name):
+            whole(run.recipe.name, run.run_id, str(run.lake.root), return_state=True)
+    finally:
+        if not named:  # what this process starts later asks for a server of its own
+            os.environ.pop("PREFECT_API_URL", None)
     if errors:
         raise errors[0]
 
@@ -71,7 +77,7 @@ def connect(run: Run) -> None:
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" in os.environ:
+    if "PREFECT_API_URL" in os.environ or "prefect" in sys.modules:  # whoever loaded it has chosen
         return
     found = settings.serving(run.lake.root)
     if found:

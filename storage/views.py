@@ -33,7 +33,8 @@ JSON_TABLES = {
     "decision evidence content_fp",
     "runs": "run recipe recipe_hash started state seconds:DOUBLE artifacts steps",
     "steps": "run step:BIGINT round:BIGINT phase stage artifact reused:BOOLEAN",
-    "costs": "run stage round:BIGINT phase artifact reused:BOOLEAN seconds:DOUBLE tokens:BIGINT money:DOUBLE",
+    "costs": "run stage round:BIGINT phase artifact reused:BOOLEAN seconds:DOUBLE tokens:BIGINT money:DOUBLE "
+    "peak_memory_mb:DOUBLE rows:BIGINT rows_a_second:DOUBLE device",
     "alpha_spent": "dataset suite streak:BIGINT round:BIGINT alpha:DOUBLE key",
     "openings": "dataset suite_hash key opened",
 }

@@ -3,6 +3,10 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.object_store import bucket, endpoint
+
+__all__ = ["bucket", "endpoint"]  # fixtures: one store for all modules
+
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 

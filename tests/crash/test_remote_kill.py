@@ -14,10 +14,8 @@ import pytest
 
 from storage.artifacts import Lake
 from tests.crash.test_lake_kill import WRITER
-from tests.object_store import bucket, endpoint, files, needs_store
+from tests.object_store import files, needs_store
 from tests.tiny import tiny_recipe
-
-__all__ = ["bucket", "endpoint"]
 
 ROOT = Path(__file__).parents[2]
 pytestmark = needs_store

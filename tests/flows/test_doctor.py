@@ -35,7 +35,7 @@ def test_a_usable_machine(tmp_path):
 
 def test_for_people(tmp_path):
     result = doctor("--lake", str(tmp_path))
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert "rows/s a worker" in result.output and "torch.cuda.is_available() is" in result.output
 
 

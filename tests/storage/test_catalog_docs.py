@@ -54,9 +54,7 @@ def test_comments_are_only_of_what_there_is(lake: Lake) -> None:
     )
     found = {name: set(query(lake, f"from {name} limit 0").columns) for name in texts["about"]}
     assert set(texts["columns"]) <= set().union(*found.values())
-    seldom = {("runs", c) for c in ("host", "pid", "recipe_spec", "stop_reason", "version")} | {
-        ("costs", "peak_memory_mb")
-    }
+    seldom = {("runs", c) for c in ("host", "pid", "recipe_spec", "stop_reason", "version")}
     for name in set(texts) - {"about", "macros", "constants", "columns"}:
         assert {(name, column) for column in set(texts[name]) - found[name]} <= seldom
 

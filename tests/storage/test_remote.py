@@ -14,10 +14,8 @@ from storage import remote, store
 from storage.artifacts import Draft, Lake
 from storage.catalog import query
 from storage.layout import Ref
-from tests.object_store import bucket, endpoint, files, needs_store
+from tests.object_store import files, needs_store
 from tests.storage.lakes import rows
-
-__all__ = ["bucket", "endpoint"]
 
 FP = "0" * 12
 Machine = Callable[[str], Lake]
