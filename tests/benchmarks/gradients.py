@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one model, one core, shorter rows: under 5 minutes, not 45"
+        "--quick", action="store_true", help="one model, one core, shorter rows: under 5 minutes, not 40"
     )
     parser.add_argument(
         "--model",
