@@ -242,7 +242,7 @@ def test_what_cannot_be_opened_is_said(bucket: str, endpoint: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://key:secret@bucket/x", "s3://b/../x", "s3://b/x?y", "s3://", "file:///tmp/x"]
+    "address", ["s3://key:secret@bucket/x", "s3://b/../x", "s3://b/x?y", "s3://", "file:///x"]
 )
 def test_strange_addresses_are_refused_and_not_repeated(address: str) -> None:
     with pytest.raises(UserError, match="cannot hold a lake") as told:
