@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import polars as pl
 
@@ -54,18 +55,36 @@ def harmless() -> Iterator[None]:
         logging.getLogger("gradus").warning("not shown: %s", inline(repr(error))[:LONGEST_TEXT])
 
 
-def show_stage(run: Run, stage: str, round: int, made: Sequence[dict[str, Any]], seconds: float) -> None:
+def show(kind: str, data: str, key: str, description: str, flow_run_id: UUID | None = None) -> None:
+    """Makes an artifact of a flow run, of the one in progress unless another is named."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
+    from prefect.context import FlowRunContext
+
+    if flow_run_id is None:
+        context = FlowRunContext.get()
+        assert context is not None and context.flow_run is not None
+        flow_run_id = context.flow_run.id
+    made = ArtifactCreate(type=kind, data=data, key=key, description=description, flow_run_id=flow_run_id)
+    with get_client(sync_client=True) as client:
+        client.create_artifact(made)
+
+
+def show_stage(
+    run: Run,
+    stage: str,
+    round: int,
+    made: Sequence[dict[str, Any]],
+    seconds: float,
+    flow_run_id: UUID | None = None,
+) -> None:
     """Makes the artifacts of one stage's run: what it made, how fast, a chart, and where to run it again."""
     with harmless():
-        from prefect.artifacts import create_markdown_artifact
-
-        create_markdown_artifact(
-            stage_page(run, stage, round, made, seconds),
-            key=key_of(run.recipe.name, stage),
-            description=f"{stage}{f', round {round}' if round else ''}, of {run.recipe.name}",
-        )
+        about = f"{stage}{f', round {round}' if round else ''}, of {run.recipe.name}"
+        page = stage_page(run, stage, round, made, seconds)
+        show("markdown", page, key_of(run.recipe.name, stage), about, flow_run_id)
     if stage == "decide" and made:
-        show_round(run, round, Ref.parse(made[-1]["artifact"]))
+        show_round(run, round, Ref.parse(made[-1]["artifact"]), flow_run_id)
 
 
 def stage_page(run: Run, stage: str, round: int, made: Sequence[dict[str, Any]], seconds: float) -> str:
@@ -156,30 +175,17 @@ CHARTS: Mapping[str, Callable[[Lake, Ref], Lines]] = {
 }
 
 
-def show_round(run: Run, round: int, verdict: Ref) -> None:
+def show_round(run: Run, round: int, verdict: Ref, flow_run_id: UUID | None = None) -> None:
     """Makes the artifacts of a round: the candidate against every control, what was decided and why."""
     with harmless():
-        from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
         decision = run.lake.read(verdict, "decisions").row(0, named=True)
         lines = comparison_lines(run.lake.read(verdict, "comparisons"))
-        table = [
-            {
-                k: c[k]
-                for k in ("arm", "control", "suite", "metric", "diff", "low", "high", "p", "n", "detectable")
-            }
-            for c in lines
-        ]
+        shown = ("arm", "control", "suite", "metric", "diff", "low", "high", "p", "n", "detectable")
+        table = json.dumps(finite([{k: line[k] for k in shown} for line in lines]))
         name = f"round {round} of {run.recipe.name}"
-        create_table_artifact(
-            finite(table), key=key_of(run.recipe.name, "comparisons"), description=f"comparisons, {name}"
-        )
-        page = round_page(decision, lines, run.recipe.decide.endpoint)
-        create_markdown_artifact(
-            "\n".join([page, *links(run, "decide", round)]),
-            key=key_of(run.recipe.name, "round"),
-            description=name,
-        )
+        show("table", table, key_of(run.recipe.name, "comparisons"), f"comparisons, {name}", flow_run_id)
+        page = [round_page(decision, lines, run.recipe.decide.endpoint), *links(run, "decide", round)]
+        show("markdown", "\n".join(page), key_of(run.recipe.name, "round"), name, flow_run_id)
 
 
 def round_page(decision: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], endpoint: str) -> str:

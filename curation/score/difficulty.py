@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from curation.errors import DataError
 from curation.randomness import key_of
@@ -119,6 +119,6 @@ def length_residual(score: ArrayLike, n_tokens: ArrayLike) -> Floats:
 def length_correlation(score: ArrayLike, n_tokens: ArrayLike) -> float:
     """Spearman's rank correlation of a score with length, -1 to 1; NaN when either is constant over usable rows."""
     values, length, used = _with_log_length(score, n_tokens)
-    x, y = (np.asarray(rankdata(v[used]), dtype=np.float64) - (used.sum() + 1) / 2 for v in (length, values))
+    x, y = (pl.Series(v[used]).rank().to_numpy() - (used.sum() + 1) / 2 for v in (length, values))
     size = np.sqrt((x @ x) * (y @ y))
     return float(x @ y / size) if size > 0 else float("nan")

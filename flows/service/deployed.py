@@ -1,15 +1,17 @@
 """What a Prefect server can start: the loop, and each of its stages alone, as forms; and how they are registered.
 
 A worker's lake is the environment variable GRADUS_LAKE: no form asks for it. Importing this module imports nothing of
-ours that takes time or a lake: Prefect does it in processes of its own too, when a run is cancelled.
+ours that takes time, but in the process of a run: Prefect does it in processes of its own too, when a run is cancelled.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,12 @@ ABOUT = {
 }
 SECTION = "fields of [{0}] that differ from the recipe's; fields that are left out stay as they are there"
 LONGEST_LINE = 4000
+
+
+def of_a_run() -> bool:
+    """Whether this process is there for one flow run: what takes seconds to import comes before that run's clock."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    return main is not None and main.name in ("prefect.engine", "prefect.flow_engine")
 
 
 def corpus_name() -> str:
@@ -176,6 +184,9 @@ audit = stage_flow("audit")
 decide = stage_flow("decide")
 next_base = stage_flow("next_base")
 sealed = stage_flow("sealed")
+if of_a_run():
+    for module in ("flows.execute", "flows.orchestrate", "storage.catalog"):
+        import_module(module)
 ALL = (curate, ingest, base, embed, score, synthesize, select, train, evaluate, screen, audit, decide, next_base, sealed)  # fmt: skip
 
 

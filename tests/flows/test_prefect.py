@@ -41,7 +41,7 @@ def test_a_schedule_makes_runs(server):
     reply = httpx.post(f"{url}/deployments/{deployment['id']}/schedule", json={"min_runs": 2})
     assert reply.status_code == 200, reply.text
     query = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-    for _ in range(20):
+    for _ in range(120):
         runs = httpx.post(f"{url}/flow_runs/filter", json=query).json()
         if runs:
             break
