@@ -38,11 +38,7 @@ def answer(
     lake: Lake, connection: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any], limit: int | None
 ) -> pl.DataFrame:
     """What the statement gives; the connection is for this one answer, because it is locked first."""
-    spill = connection.execute("select current_setting('temp_directory')").fetchall()[0][0]
-    allowed = sorted({f"{lake.root}/", unglobbed(f"{lake.root}/"), f"{spill}/"})
-    connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
-    connection.execute("set enable_external_access = false")
-    connection.execute("set lock_configuration = true")
+    lock(lake, connection)
     asked = EXPLAIN.match(sql)
     _refuse_others(connection, sql[asked.end() :] if asked else sql)
     named = NAMED.fullmatch(sql)
@@ -54,6 +50,15 @@ def answer(
         sql, values = ABOUT_MACRO, [named[1]]
     relation = connection.sql(sql, params=list(values))
     return _frame(relation if limit is None else relation.limit(limit))
+
+
+def lock(lake: Lake, connection: duckdb.DuckDBPyConnection) -> None:
+    """From here on the connection reads this lake's files and its own spill, and nothing else."""
+    spill = connection.execute("select current_setting('temp_directory')").fetchall()[0][0]
+    allowed = sorted({f"{lake.root}/", unglobbed(f"{lake.root}/"), f"{spill}/"})
+    connection.execute(f"set allowed_directories = [{', '.join(map(literal, allowed))}]")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
 
 
 def _frame(relation: duckdb.DuckDBPyRelation) -> pl.DataFrame:

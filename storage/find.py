@@ -13,7 +13,7 @@ import polars as pl
 from curation.errors import DataError, UserError
 from curation.rows import TABLES
 from storage.artifacts import Lake
-from storage.catalog import literal, query
+from storage.catalog import literal, query, query_few
 
 MOST_WORDS = 100
 WHOLE = re.compile(r"[0-9a-f]{32}")
@@ -71,7 +71,8 @@ def row_id_of(lake: Lake, beginning: str) -> str:
 def explain_row(lake: Lake, beginning: str) -> pl.DataFrame:
     """(what, detail) of the one row whose id begins so: its source, decisions, scores and selections."""
     row_id = beginning if WHOLE.fullmatch(beginning) else row_id_of(lake, beginning)
-    lines = query(lake, f"from explain_row({literal(row_id)})")  # a macro takes no bound values
+    found = query_few(lake, f"from explain_row({literal(row_id)})")  # a macro takes no bound values
+    lines = pl.DataFrame(found, {"what": pl.String, "detail": pl.String}, orient="row")
     if "row" not in lines["what"]:
         row_id_of(lake, row_id)  # says so when there is no such row
     return lines
