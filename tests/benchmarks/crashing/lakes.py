@@ -78,10 +78,17 @@ def _wrong(lake: Lake) -> list[str]:
     return problems if "completed" in states.values() else [*problems, f"no run is completed: {states}"]
 
 
+def _found(root: Path, pattern: str) -> set[Path]:
+    """The paths that are there; a folder may be gone while one looks."""
+    while True:
+        with suppress(FileNotFoundError):
+            return set(root.glob(pattern))
+
+
 def _held_locks(root: Path) -> list[Path]:
     """Locks that a living process holds."""
     held = []
-    for path in root.glob("work/**/*.lock"):
+    for path in sorted(_found(root, "work/**/*.lock")):
         with suppress(FileNotFoundError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -104,7 +111,7 @@ def differences(found: Facts, expected: Facts) -> dict[str, Any]:
 def stage_in(root: Path) -> str:
     """The stage whose draft somebody holds; 'begin' before the first artifact, else 'between stages'."""
     held = [path.parent.name for path in _held_locks(root) if path.parent.name != "work"]
-    return held[-1] if held else "between stages" if any(root.glob("artifacts/*/*")) else "begin"
+    return held[-1] if held else "between stages" if _found(root, "artifacts/*/*") else "begin"
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,10 @@ def drawn(luck: random.Random, usual_seconds: float) -> Moment:
 
 def reached(moment: Moment, root: Path, running: Callable[[], bool], longest_seconds: float) -> bool:
     """Waits for the moment; False when the run ended before. What does not appear in time is not waited for."""
-    seen = set(root.glob(APPEARING[moment.appears])) if moment.appears else set()
+    seen = _found(root, APPEARING[moment.appears]) if moment.appears else set()
     deadline, left = time.monotonic() + longest_seconds, moment.times
     while moment.appears and left and running() and time.monotonic() < deadline:
-        now = set(root.glob(APPEARING[moment.appears]))
+        now = _found(root, APPEARING[moment.appears])
         left -= min(left, len(now - seen))
         seen |= now
         time.sleep(0.001)
