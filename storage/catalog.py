@@ -28,6 +28,9 @@ from storage.views import DAMAGED, fill, identifier, literal
 __all__ = ["build_catalog", "catalog_path", "fresh_catalog", "identifier", "literal", "query", "query_few"]
 
 T = TypeVar("T")
+_kept: dict[
+    tuple[int, str, str], duckdb.DuckDBPyConnection
+] = {}  # of the last lake asked: (process, lake, state)
 MEMORY = "1500MB"  # of one query; what needs more goes to temporary files
 ABOUT_STATEMENT = (
     duckdb.ParserException,
@@ -210,13 +213,32 @@ def query(lake: Lake, sql: str, values: Sequence[Any] = (), limit: int | None = 
 
 
 def query_few(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
-    """The rows of a short answer to a SELECT of our own: as `query`, but DuckDB plans a large macro once, not twice."""
+    """The rows of a short answer to a SELECT of our own: as `query`, planned once, on a connection that is kept.
+
+    Opening one and planning twice would take a third of the time of `explain_row`.
+    """
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
-        lock(lake, connection)
         return connection.execute(sql).fetchall()
 
-    return _asked(lake, ask)
+    with suppress(duckdb.Error), _kept_fresh(lake).cursor() as cursor:
+        cursor.execute("use catalog")
+        return ask(cursor)
+    return _asked(lake, ask)  # the lake's files or the statement: this finds out
+
+
+def _kept_fresh(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """This process's locked connection to a fresh catalog: the one of the call before, while the lake is as it was."""
+    lake.refresh()
+    process, root = os.getpid(), str(lake.root)
+    kept = _kept.get((process, root, _state(lake)))
+    if kept is None:
+        for old in [key for key in _kept if key[0] == process]:  # a parent's is not ours to close
+            del _kept[old]
+        kept = _open_fresh(lake)
+        lock(lake, kept)
+        _kept[process, root, kept.execute("select state from gradus.about").fetchall()[0][0]] = kept
+    return kept
 
 
 def _asked(lake: Lake, ask: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
