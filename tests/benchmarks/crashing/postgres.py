@@ -55,7 +55,7 @@ def programs_folder() -> Path:
     found += [Path(p) for p in (shutil.which("initdb"),) if p]
     if not found:
         sys.exit("--database postgres needs Postgres here: apt-get install postgresql")
-    return found[-1].parent
+    return found[-1].resolve().parent  # beside it are the others
 
 
 def await_port(port: int, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
