@@ -162,6 +162,7 @@ def directly(bench: Bench, kills: int) -> None:
 def under_server(bench: Bench, kills: int, environment: dict[str, str]) -> None:
     """The same under one `gradus serve`, whose lake is emptied after every run that completed."""
     last, lake = bench.kills + kills, bench.folder / "served"
+    before = frozenset(ours(bench.mark))  # the data base's, which stays
     served = Served(lake, bench.recipe, bench.mark, clean_environment(ROOT) | environment)
     served.start()
     while bench.kills < last:
@@ -177,7 +178,7 @@ def under_server(bench: Bench, kills: int, environment: dict[str, str]) -> None:
         cwd=ROOT,
         timeout=120,
     )
-    left = {pid: role for pid, role in gone(bench.mark, 20).items() if role != "database"}
+    left = {pid: role for pid, role in gone(bench.mark, 20, before).items() if role != "database"}
     bench.problems += [f"served: left running: {role or 'a helper'}" for role in left.values()]
 
 
