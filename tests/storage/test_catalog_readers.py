@@ -19,13 +19,12 @@ LIMIT_SECONDS = 600  # of a machine so busy that a minute is not enough for a th
 
 WRITER = """
 import sys, time
-from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from lakes import ingested, rows, scores
 from storage.artifacts import Lake
 from storage.catalog import build_catalog
-lake, me, n, read = Lake(sys.argv[1]), int(sys.argv[2]), 0, Path(sys.argv[4])
-while not read.exists():
+lake, me, n, end = Lake(sys.argv[1]), int(sys.argv[2]), 0, time.time() + float(sys.argv[4])
+while time.time() < end:
     n += 1
     with lake.draft("ingest" if n % 2 else "score", "x", f"{me * 10**6 + n:012x}", {"stage": "long run"}) as draft:
         for key in ("a", "b", "c"):
@@ -59,7 +58,7 @@ QUERIES = [
 lake, plain, least = Lake(sys.argv[1], create=False), sys.argv[2] == "plain", int(sys.argv[4])
 end = time.time() + float(sys.argv[3])
 asked, faults, seen = 0, [], set()
-while time.time() < end or not faults and (asked < least or len(seen) < 10):  # ten states: it saw the lake grow
+while time.time() < end or asked < least:
     sql = QUERIES[asked % len(QUERIES)]
     try:
         if plain:
@@ -91,17 +90,14 @@ def test_a_thousand_queries_while_a_long_run_writes(tmp_path: Path) -> None:
         draft.publish()
     lake.publish_dataset("w1", rows(5), "base", None, "base", "", 1, "first")
     build_catalog(lake)
-    read = tmp_path / "read"
-    writers = [start(WRITER, lake.root, me, TESTS, read) for me in (1, 2)]
+    writers = [start(WRITER, lake.root, me, TESTS, SECONDS) for me in (1, 2)]
     kinds = ("plain", "query") * (READERS // 2)
     readers = [start(READER, lake.root, kind, SECONDS, QUERIES // READERS) for kind in kinds]
-    try:
-        told = [process.communicate(timeout=LIMIT_SECONDS) for process in readers]
-    finally:
-        read.touch()
+    told = [process.communicate(timeout=LIMIT_SECONDS) for process in readers]
     made = [process.communicate(timeout=LIMIT_SECONDS) for process in writers]
     assert [p.returncode for p in writers + readers] == [0] * 6, [err for _, err in made + told]
     found = [json.loads(out) for out, _ in told]
     assert [fault for one in found for fault in one["faults"]] == [], found
     assert sum(one["asked"] for one in found) >= QUERIES, found
-    assert min(int(out) for out, _ in made) > 20
+    assert max(one["states"] for one in found) > 9  # the lake was seen to grow
+    assert min(int(out) for out, _ in made) > 5
